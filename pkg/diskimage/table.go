@@ -1,0 +1,98 @@
+package diskimage
+
+import (
+	"fmt"
+	"slices"
+)
+
+// Table is the partition table of a disk: what a GPT says, in bytes rather
+// than sectors. Package gpt turns it into a GPT and back.
+type Table struct {
+	DiskGUID   GUID        `json:"diskGUID"`
+	DiskSize   int64       `json:"diskSize"`   // bytes
+	SectorSize int64       `json:"sectorSize"` // logical sector in bytes: 512 or 4096
+	Partitions []Partition `json:"partitions"` // in disk order
+}
+
+// Partition is one entry of a Table.
+type Partition struct {
+	Name       string     `json:"name"` // GPT name, at most 36 UTF-16 units
+	Type       GUID       `json:"type"`
+	GUID       GUID       `json:"guid"` // PARTUUID
+	Attributes uint64     `json:"attributes,omitempty"`
+	Extent     Extent     `json:"extent"`
+	Role       Role       `json:"role,omitempty"`
+	Grow       bool       `json:"grow,omitempty"` // reaches to the end of the disk it is written to
+	Filesystem Filesystem `json:"filesystem,omitzero"`
+}
+
+// Filesystem describes what a partition holds. The zero value means nothing.
+type Filesystem struct {
+	Type  string `json:"type"` // ext4, fat12, fat16, fat32, …
+	Label string `json:"label,omitempty"`
+	UUID  string `json:"uuid,omitempty"` // as blkid prints it
+}
+
+// Role says what imgpipe uses a partition for.
+type Role string
+
+// The roles of partitions.
+const (
+	RoleESP    Role = "esp"    // EFI system partition
+	RoleConfig Role = "config" // per-machine config: a NoCloud seed labelled CIDATA
+	RoleRoot   Role = "root"   // the root filesystem
+	RoleData   Role = "data"   // anything else
+)
+
+// Partition type GUIDs: UEFI 2.10 table 5.7, the Discoverable Partitions
+// Specification (uapi-group.org), and Microsoft's basic data partition.
+var (
+	TypeESP         = MustGUID("c12a7328-f81f-11d2-ba4b-00a0c93ec93b")
+	TypeBasicData   = MustGUID("ebd0a0a2-b9e5-4433-87c0-68b6b72699c7")
+	TypeLinuxData   = MustGUID("0fc63daf-8483-4772-8e79-3d69d8477de4")
+	TypeRootX86_64  = MustGUID("4f68bce3-e8cd-4db1-96e7-fbcaf984b709")
+	TypeRootARM64   = MustGUID("b921b045-1df0-41c3-af44-4c6f280d3fae")
+	TypeBIOSBoot    = MustGUID("21686148-6449-6e6f-744e-656564454649")
+	AttrNoAutoMount = uint64(1) << 63 // Microsoft's, and systemd-gpt-auto-generator's
+	AttrGrowFS      = uint64(1) << 59 // Discoverable Partitions Specification
+	AttrRequired    = uint64(1) << 0  // UEFI: the platform needs it
+	AttrLegacyBoot  = uint64(1) << 2  // UEFI: legacy BIOS bootable
+	AttrReadOnly    = uint64(1) << 60 // Discoverable Partitions Specification
+)
+
+// Find returns the first partition with the given role, or nil.
+func (t *Table) Find(role Role) *Partition {
+	i := slices.IndexFunc(t.Partitions, func(p Partition) bool { return p.Role == role })
+	if i < 0 {
+		return nil
+	}
+	return &t.Partitions[i]
+}
+
+// Validate checks that the sizes are whole sectors and that the partitions are
+// in order, aligned to sectors, on the disk, and apart from each other.
+func (t *Table) Validate() error {
+	if t.SectorSize != 512 && t.SectorSize != 4096 {
+		return fmt.Errorf("sector size %d: want 512 or 4096", t.SectorSize)
+	}
+	if t.DiskSize <= 0 || t.DiskSize%t.SectorSize != 0 {
+		return fmt.Errorf("disk size %d is not a positive multiple of the %d-byte sector", t.DiskSize, t.SectorSize)
+	}
+	end := int64(0)
+	for i, p := range t.Partitions {
+		if err := p.Extent.Validate(t.DiskSize); err != nil {
+			return fmt.Errorf("partition %d (%s): %w", i+1, p.Name, err)
+		}
+		if p.Extent.Len == 0 || p.Extent.Off%t.SectorSize != 0 || p.Extent.Len%t.SectorSize != 0 {
+			return fmt.Errorf("partition %d (%s): extent %v is empty or not whole sectors", i+1, p.Name, p.Extent)
+		}
+		if p.Extent.Off < end {
+			return fmt.Errorf("partition %d (%s): extent %v starts before the previous one ends at %d", i+1, p.Name, p.Extent, end)
+		}
+		if p.Grow && i != len(t.Partitions)-1 {
+			return fmt.Errorf("partition %d (%s): grows, but is not the last", i+1, p.Name)
+		}
+		end = p.Extent.End()
+	}
+	return nil
+}
