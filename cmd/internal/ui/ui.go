@@ -1,0 +1,192 @@
+// Package ui is what imgbuild and imgpush share in talking to people and to
+// programs: exit codes, errors with a hint, signals, progress, --json.
+//
+//	func main() { os.Exit(ui.Main(app(), os.Args)) }
+//
+//	func write(c *cli.Context) error {
+//		talk := ui.From(c)
+//		step := talk.Step("write")
+//		err := apply(c.Context, step.Set)
+//		if step.End(err); err != nil {
+//			return ui.Fail(ui.ExitWrite, err, "run the same command again: it resumes")
+//		}
+//		return talk.Result(report, report.Text)
+//	}
+//
+// stdout is the result, stderr is talk. The package knows nothing of images: it
+// imports nothing from pkg/.
+package ui
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+
+	"github.com/urfave/cli/v2"
+)
+
+// The exit codes of both commands. docs/cli.md is the normative list.
+const (
+	ExitOther       = 1
+	ExitUsage       = 2
+	ExitRecipe      = 3   // a mistake in a recipe
+	ExitSource      = 4   // the source cannot be reached or read
+	ExitTrust       = 5   // not trusted
+	ExitTarget      = 6   // the target is unsuitable; nothing was written
+	ExitWrite       = 7   // a write failed; the disk is left not bootable
+	ExitMismatch    = 8   // what was read back is not what was written
+	ExitInterrupted = 130 // SIGINT or SIGTERM
+)
+
+// Error is an error with an exit code and what to try next.
+type Error struct {
+	Code int
+	Err  error
+	Hint string // one line; may be empty
+}
+
+func (e *Error) Error() string { return e.Err.Error() }
+func (e *Error) Unwrap() error { return e.Err }
+
+// Fail wraps err for the given exit code; nil stays nil.
+func Fail(code int, err error, hint string) error {
+	if err == nil {
+		return nil
+	}
+	return &Error{Code: code, Err: err, Hint: hint}
+}
+
+// Usagef reports a mistake on the command line.
+func Usagef(c *cli.Context, format string, args ...any) error {
+	return Fail(ExitUsage, fmt.Errorf(format, args...), fmt.Sprintf("see '%s --help'", c.Command.HelpName))
+}
+
+// Code returns the exit code that err asks for.
+func Code(err error) int {
+	switch e, ok := errors.AsType[*Error](err); {
+	case err == nil:
+		return 0
+	case ok:
+		return e.Code
+	case errors.Is(err, context.Canceled):
+		return ExitInterrupted
+	}
+	return ExitOther
+}
+
+// Main runs app and returns its exit code. SIGINT and SIGTERM cancel the
+// context of the running command, which then cleans up and returns; a second
+// one ends the process at once.
+func Main(app *cli.App, args []string) int {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	go func() {
+		<-ctx.Done()
+		stop() // the next signal kills
+	}()
+	err := Run(ctx, app, args)
+	if ctx.Err() != nil && err != nil && Code(err) == ExitOther {
+		err = Fail(ExitInterrupted, err, "")
+	}
+	return Report(app.ErrWriter, app.Writer, err, jsonWanted(args))
+}
+
+// Run runs app with the settings that both commands share: errors come back
+// as values, never as an exit in the middle.
+func Run(ctx context.Context, app *cli.App, args []string) error {
+	app.ExitErrHandler = func(*cli.Context, error) {}
+	app.OnUsageError = usageError
+	app.Suggest = true
+	app.EnableBashCompletion = true
+	app.HideHelpCommand = true
+	app.CustomAppHelpTemplate = cli.AppHelpTemplate
+	app.CommandNotFound = nil
+	app.Action = func(c *cli.Context) error {
+		if !c.Args().Present() {
+			return cli.ShowAppHelp(c)
+		}
+		return Fail(ExitUsage, fmt.Errorf("no command %q", c.Args().First()), suggestion(app, c.Args().First()))
+	}
+	for _, cmd := range app.Commands {
+		cmd.OnUsageError = usageError
+		cmd.HideHelpCommand = true
+		if !cmd.HideHelp {
+			cmd.Flags = append(cmd.Flags, JSONFlag, QuietFlag)
+		}
+	}
+	if app.Writer == nil {
+		app.Writer = os.Stdout
+	}
+	if app.ErrWriter == nil {
+		app.ErrWriter = os.Stderr
+	}
+	return app.RunContext(ctx, args)
+}
+
+func usageError(c *cli.Context, err error, _ bool) error {
+	name := c.App.Name
+	if c.Command != nil && c.Command.HelpName != "" {
+		name = c.Command.HelpName
+	}
+	return Fail(ExitUsage, err, fmt.Sprintf("see '%s --help'", name))
+}
+
+func suggestion(app *cli.App, name string) string {
+	if s := cli.SuggestCommand(app.Commands, name); s != "" && !strings.HasPrefix(s, "help") {
+		return fmt.Sprintf("did you mean %q? '%s --help' lists the commands", s, app.Name)
+	}
+	return fmt.Sprintf("'%s --help' lists the commands", app.Name)
+}
+
+// JSONFlag and QuietFlag are on every command.
+var (
+	JSONFlag  = &cli.BoolFlag{Name: "json", Usage: "print the result as JSON on stdout, an error as JSON on stderr"}
+	QuietFlag = &cli.BoolFlag{Name: "quiet", Aliases: []string{"q"}, Usage: "no progress on stderr"}
+)
+
+func jsonWanted(args []string) bool {
+	for _, a := range args {
+		switch a {
+		case "--json", "-json", "--json=true":
+			return true
+		case "--":
+			return false
+		}
+	}
+	return false
+}
+
+// Excerpter is an error that can show the text it speaks of.
+type Excerpter interface{ Excerpts() string }
+
+// Report prints err, if any, and returns the exit code.
+func Report(stderr, stdout io.Writer, err error, asJSON bool) int {
+	code := Code(err)
+	if err == nil {
+		return 0
+	}
+	hint := ""
+	if e, ok := errors.AsType[*Error](err); ok {
+		hint = e.Hint
+	}
+	if asJSON {
+		b, _ := json.Marshal(map[string]any{"error": err.Error(), "exitCode": code, "hint": hint})
+		fmt.Fprintln(stderr, string(b))
+		return code
+	}
+	fmt.Fprintf(stderr, "error: %s\n", err)
+	var x Excerpter
+	if errors.As(err, &x) {
+		fmt.Fprint(stderr, x.Excerpts())
+	}
+	if hint != "" {
+		fmt.Fprintf(stderr, "try: %s\n", hint)
+	}
+	return code
+}
