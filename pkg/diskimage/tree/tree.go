@@ -96,23 +96,29 @@ type Tree struct{ root *node }
 type node struct {
 	inode    *Inode
 	children map[string]*node // of a directory; nil when empty
+	implied  bool             // a parent that nobody has put: Merge ignores its metadata
 }
 
 // New returns a tree of just a root directory: 0755, owner 0:0, the zero time.
 func New() *Tree {
-	return &Tree{root: &node{inode: &Inode{Kind: Dir, Mode: 0o755}}}
+	return &Tree{root: &node{inode: &Inode{Kind: Dir, Mode: 0o755}, implied: true}}
 }
 
 // MaxName is the longest name of one path element, in bytes, on every
 // filesystem that trees are written to.
 const MaxName = 255
 
+// MaxPath is the longest path of a tree and the longest target of a symlink, in
+// bytes: Linux's PATH_MAX without the NUL.
+const MaxPath = 4095
+
 // ErrTooManyLinks is returned by Resolve for a chain of more than 40 symlinks,
 // the kernel's own limit.
 var ErrTooManyLinks = errors.New("too many levels of symbolic links")
 
 // CleanPath returns p as an absolute clean path. A relative path is taken from
-// the root; ".." at the root, NUL bytes, and names that are too long are errors.
+// the root; ".." at the root, NUL bytes, and names or paths that are too long
+// are errors.
 func CleanPath(p string) (string, error) {
 	depth := 0
 	for name := range strings.SplitSeq(p, "/") {
@@ -131,7 +137,11 @@ func CleanPath(p string) (string, error) {
 	if strings.IndexByte(p, 0) >= 0 {
 		return "", fmt.Errorf("path %q contains a NUL byte", p)
 	}
-	return path.Clean("/" + p), nil
+	clean := path.Clean("/" + p)
+	if len(clean) > MaxPath {
+		return "", fmt.Errorf("path %.80q…: %d bytes, at most %d", clean, len(clean), MaxPath)
+	}
+	return clean, nil
 }
 
 // lookup finds a clean path without following symlinks.
@@ -169,12 +179,18 @@ func (t *Tree) Put(p string, inode *Inode) error {
 	if err != nil {
 		return err
 	}
+	_, err = t.put(clean, inode)
+	return err
+}
+
+// put is Put for a clean path; it returns how many nodes it made.
+func (t *Tree) put(clean string, inode *Inode) (made int, err error) {
 	if clean == "/" {
 		if inode.Kind != Dir {
-			return errors.New("the root of a tree must be a directory")
+			return 0, errors.New("the root of a tree must be a directory")
 		}
-		t.root.inode = inode
-		return nil
+		t.root.inode, t.root.implied = inode, false
+		return 0, nil
 	}
 	parent := t.root
 	dir, name := path.Split(clean)
@@ -184,20 +200,21 @@ func (t *Tree) Put(p string, inode *Inode) error {
 		}
 		next := parent.children[part]
 		if next == nil {
-			next = &node{inode: &Inode{Kind: Dir, Mode: 0o755, MTime: inode.MTime}}
+			next = &node{inode: &Inode{Kind: Dir, Mode: 0o755, MTime: inode.MTime}, implied: true}
 			parent.add(part, next)
+			made++
 		}
 		if next.inode.Kind != Dir {
-			return &fs.PathError{Op: "put", Path: clean, Err: fmt.Errorf("%q is a %s, not a directory", part, next.inode.Kind)}
+			return made, &fs.PathError{Op: "put", Path: clean, Err: fmt.Errorf("%q is a %s, not a directory", part, next.inode.Kind)}
 		}
 		parent = next
 	}
 	if old := parent.children[name]; old != nil && old.inode.Kind == Dir && inode.Kind == Dir {
-		old.inode = inode
-		return nil
+		old.inode, old.implied = inode, false
+		return made, nil
 	}
 	parent.add(name, &node{inode: inode})
-	return nil
+	return made + 1, nil
 }
 
 func (n *node) add(name string, child *node) {
@@ -236,8 +253,9 @@ func (t *Tree) Resolve(p string) (string, error) {
 		return "", fmt.Errorf("path %q contains a NUL byte", p)
 	}
 	pending := strings.Split(p, "/")
-	slices.Reverse(pending) // the next element is last
-	var names []string      // resolved so far
+	slices.Reverse(pending)  // the next element is last
+	var names []string       // resolved so far
+	nodes := []*node{t.root} // of names, the root first; nil for what does not exist
 	for links := 0; len(pending) > 0; {
 		name := pending[len(pending)-1]
 		pending = pending[:len(pending)-1]
@@ -246,18 +264,22 @@ func (t *Tree) Resolve(p string) (string, error) {
 			continue
 		case "..":
 			names = names[:max(0, len(names)-1)]
+			nodes = nodes[:len(names)+1]
 			continue
 		}
-		n := t.lookup("/" + strings.Join(append(slices.Clone(names), name), "/"))
+		var n *node
+		if parent := nodes[len(names)]; parent != nil {
+			n = parent.children[name]
+		}
 		if n == nil || n.inode.Kind != Symlink {
-			names = append(names, name)
+			names, nodes = append(names, name), append(nodes, n)
 			continue
 		}
 		if links++; links > 40 {
 			return "", &fs.PathError{Op: "resolve", Path: p, Err: ErrTooManyLinks}
 		}
 		if strings.HasPrefix(n.inode.Target, "/") {
-			names = names[:0]
+			names, nodes = names[:0], nodes[:1]
 		}
 		target := strings.Split(n.inode.Target, "/")
 		slices.Reverse(target)
@@ -298,11 +320,14 @@ func (t *Tree) Below(p string) iter.Seq[Entry] {
 	}
 }
 
+// names returns the names of the children in byte order.
+func (n *node) names() []string { return slices.Sorted(maps.Keys(n.children)) }
+
 func (n *node) walk(p string, yield func(Entry) bool) bool {
 	if !yield(Entry{p, n.inode}) {
 		return false
 	}
-	for _, name := range slices.Sorted(maps.Keys(n.children)) {
+	for _, name := range n.names() {
 		if !n.children[name].walk(path.Join(p, name), yield) {
 			return false
 		}
@@ -320,7 +345,7 @@ func (t *Tree) Children(p string) []string {
 	if n == nil {
 		return nil
 	}
-	return slices.Sorted(maps.Keys(n.children))
+	return n.names()
 }
 
 // Len returns the number of entries, the root included.
@@ -336,7 +361,7 @@ func (t *Tree) Len() (n int) {
 func (t *Tree) Clone() *Tree { return &Tree{root: t.root.clone()} }
 
 func (n *node) clone() *node {
-	c := &node{inode: n.inode}
+	c := &node{inode: n.inode, implied: n.implied}
 	if n.children != nil {
 		c.children = make(map[string]*node, len(n.children))
 		for name, child := range n.children {
