@@ -138,8 +138,8 @@ func usageError(c *cli.Context, err error, _ bool) error {
 }
 
 func suggestion(app *cli.App, name string) string {
-	if s := cli.SuggestCommand(app.Commands, name); s != "" && !strings.HasPrefix(s, "help") {
-		return fmt.Sprintf("did you mean %q? '%s --help' lists the commands", s, app.Name)
+	if s := cli.SuggestCommand(app.Commands, name); s != "" && !strings.Contains(s, `"help"`) {
+		return fmt.Sprintf("%s '%s --help' lists the commands", s, app.Name)
 	}
 	return fmt.Sprintf("'%s --help' lists the commands", app.Name)
 }
