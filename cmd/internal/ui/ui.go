@@ -126,7 +126,7 @@ func Run(ctx context.Context, app *cli.App, args []string) error {
 	if app.ErrWriter == nil {
 		app.ErrWriter = os.Stderr
 	}
-	return app.RunContext(ctx, args)
+	return app.RunContext(ctx, flagsFirst(app, args))
 }
 
 func usageError(c *cli.Context, err error, _ bool) error {
