@@ -106,7 +106,7 @@ func readTar(r io.ReaderAt, size int64) ([]tarEntry, error) {
 	c := &cursor{r: r, size: size}
 	reader := tar.NewReader(c)
 	var entries []tarEntry
-	last := "the start"
+	last := "" // name
 	for {
 		c.header = -1
 		h, err := reader.Next()
@@ -114,21 +114,21 @@ func readTar(r io.ReaderAt, size int64) ([]tarEntry, error) {
 		case err == io.EOF:
 			return entries, nil
 		case err != nil && !errors.Is(err, tar.ErrInsecurePath): // judged by CleanPath below
-			if format := sniffAt(r); format != "" && last == "the start" {
+			if format := sniffAt(r); format != "" && last == "" {
 				return nil, fmt.Errorf("tar: is compressed with %s: decompress it first", format)
 			}
-			return nil, fmt.Errorf("tar: after %s: %w", last, err)
+			return nil, fmt.Errorf("tar: after entry %q: %w", last, err)
 		}
-		last = fmt.Sprintf("entry %q", h.Name)
+		last = h.Name
 		e, err := tarFile(c, h)
 		if err != nil {
-			return nil, fmt.Errorf("tar: %s: %w", last, err)
+			return nil, fmt.Errorf("tar: entry %q: %w", last, err)
 		}
 		if e.path == "" {
 			continue
 		}
 		if len(entries) == MaxEntries {
-			return nil, fmt.Errorf("tar: %s: more than %d entries", last, MaxEntries)
+			return nil, fmt.Errorf("tar: entry %q: more than %d entries", last, MaxEntries)
 		}
 		entries = append(entries, e)
 	}
@@ -176,8 +176,8 @@ func tarFile(c *cursor, h *tar.Header) (e tarEntry, err error) {
 		if h.Typeflag == tar.TypeBlock {
 			n.Kind = BlockDevice
 		}
-		if h.Devmajor < 0 || h.Devminor < 0 || h.Devmajor > math.MaxUint32 || h.Devminor > math.MaxUint32 {
-			return e, fmt.Errorf("device %d:%d is not a pair of 32-bit numbers", h.Devmajor, h.Devminor)
+		if h.Devmajor < 0 || h.Devminor < 0 || h.Devmajor >= 1<<12 || h.Devminor >= 1<<20 { // Linux's dev_t
+			return e, fmt.Errorf("device %d:%d: want at most 4095:1048575", h.Devmajor, h.Devminor)
 		}
 		n.Major, n.Minor = uint32(h.Devmajor), uint32(h.Devminor)
 	case tar.TypeFifo:
