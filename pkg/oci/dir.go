@@ -1,0 +1,274 @@
+package oci
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/types"
+	"golang.org/x/sys/unix"
+
+	"github.com/imgpipe/imgpipe/pkg/internal/atomicfile"
+)
+
+const (
+	layoutFile  = "oci-layout"
+	indexFile   = "index.json"
+	tempDir     = ".tmp"
+	layoutBytes = `{"imageLayoutVersion":"1.0.0"}`
+	maxIndexDoc = 4 << 20 // bytes of index.json
+)
+
+// Dir is an open OCI image layout (image-spec 1.1, image-layout.md). Any
+// number of processes and goroutines may use one at the same time. While a Dir
+// is open nobody collects its garbage: open it before writing blobs, Publish,
+// then Close.
+type Dir struct {
+	path  string
+	fs    atomicfile.FS
+	lock  *os.File     // shared flock on blobs
+	mu    sync.RWMutex // held shared by writers of blobs, exclusively by GC
+	dirty atomic.Bool  // a blob was renamed and blobs/sha256 not synced since
+}
+
+// CreateDir opens the layout at path, and makes it first where there is none.
+// A directory that holds something else is refused.
+func CreateDir(ctx context.Context, path string) (*Dir, error) {
+	return createDir(ctx, path, atomicfile.OS)
+}
+
+func createDir(ctx context.Context, path string, fsys atomicfile.FS) (*Dir, error) {
+	if err := os.MkdirAll(path, 0o755); err != nil {
+		return nil, err
+	}
+	entries, err := os.ReadDir(path)
+	if err != nil {
+		return nil, err
+	}
+	isLayout := slices.ContainsFunc(entries, func(e fs.DirEntry) bool { return e.Name() == layoutFile })
+	for _, e := range entries {
+		name := e.Name()
+		if !isLayout && name != "blobs" && name != indexFile && !isTemp(name) {
+			return nil, fmt.Errorf("%s: not an image layout, and not empty (%s)", path, name)
+		}
+	}
+	lock, err := flockDir(ctx, path, unix.LOCK_EX)
+	if err != nil {
+		return nil, err
+	}
+	defer lock.Close()
+	for _, dir := range []string{"blobs", "blobs/sha256", tempDir} {
+		if err := os.Mkdir(filepath.Join(path, dir), 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
+			return nil, err
+		}
+	}
+	if err := fsys.SyncDir(filepath.Join(path, "blobs")); err != nil {
+		return nil, err
+	}
+	if !isLayout {
+		if err := fsys.SyncDir(filepath.Dir(filepath.Clean(path))); err != nil {
+			return nil, err
+		}
+	}
+	// oci-layout is written last: its presence says that the rest is there.
+	for _, f := range []struct{ name, text string }{{indexFile, emptyIndex}, {layoutFile, layoutBytes}} {
+		if _, err := os.Lstat(filepath.Join(path, f.name)); err == nil {
+			continue
+		}
+		if err := atomicfile.WriteFileIn(fsys, filepath.Join(path, f.name), []byte(f.text), 0o644); err != nil {
+			return nil, err
+		}
+	}
+	return openDir(ctx, path, fsys)
+}
+
+const emptyIndex = `{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[]}`
+
+// OpenDir opens the layout at path.
+func OpenDir(ctx context.Context, path string) (*Dir, error) {
+	return openDir(ctx, path, atomicfile.OS)
+}
+
+func openDir(ctx context.Context, path string, fsys atomicfile.FS) (*Dir, error) {
+	b, err := readSmall(filepath.Join(path, layoutFile), 4096)
+	if err != nil {
+		return nil, fmt.Errorf("%s: not an image layout: %w", path, err)
+	}
+	var doc struct {
+		Version string `json:"imageLayoutVersion"`
+	}
+	if err := json.Unmarshal(b, &doc); err != nil || !strings.HasPrefix(doc.Version, "1.") {
+		return nil, fmt.Errorf("%s: %s: not an image layout of version 1", path, layoutFile)
+	}
+	lock, err := flockDir(ctx, filepath.Join(path, "blobs"), unix.LOCK_SH)
+	if err != nil {
+		return nil, err
+	}
+	return &Dir{path: path, fs: fsys, lock: lock}, nil
+}
+
+// Path returns the directory's path as it was given.
+func (d *Dir) Path() string { return d.path }
+
+// Close lets others collect garbage. Blobs that were not published stay until then.
+func (d *Dir) Close() error { return d.lock.Close() }
+
+// Index returns what index.json lists.
+func (d *Dir) Index() (*v1.IndexManifest, error) {
+	b, err := readSmall(filepath.Join(d.path, indexFile), maxIndexDoc)
+	if err != nil {
+		return nil, err
+	}
+	x := new(v1.IndexManifest)
+	if err := json.Unmarshal(b, x); err != nil {
+		return nil, fmt.Errorf("%s: %w", filepath.Join(d.path, indexFile), err)
+	}
+	for _, m := range x.Manifests {
+		if _, err := digestOf(m.Digest); err != nil {
+			return nil, fmt.Errorf("%s: %w", filepath.Join(d.path, indexFile), err)
+		}
+	}
+	return x, nil
+}
+
+// ErrNotFound is returned for a tag or digest that the layout does not have.
+var ErrNotFound = errors.New("not in the layout")
+
+// Resolve returns the descriptor that ref names in d; ref.Dir is not looked
+// at. It reads index.json once, and does not check the manifest.
+func (d *Dir) Resolve(ref Ref) (v1.Descriptor, error) {
+	x, err := d.Index()
+	if err != nil {
+		return v1.Descriptor{}, err
+	}
+	if !ref.Digest.IsZero() {
+		for _, m := range x.Manifests {
+			if m.Digest == hashOf(ref.Digest) {
+				return m, nil
+			}
+		}
+		// One that a tag has left: its digest still says what it is.
+		info, err := os.Stat(d.blobPath(ref.Digest))
+		if err != nil {
+			return v1.Descriptor{}, fmt.Errorf("%v: %w", ref.Digest, ErrNotFound)
+		}
+		return v1.Descriptor{Digest: hashOf(ref.Digest), Size: info.Size()}, nil
+	}
+	var tags []string
+	for _, m := range x.Manifests {
+		tag := m.Annotations[annotationRefName]
+		if tag == ref.Tag && tag != "" || ref.Tag == "" && len(x.Manifests) == 1 {
+			return m, nil
+		}
+		if tag != "" {
+			tags = append(tags, tag)
+		}
+	}
+	if ref.Tag == "" {
+		return v1.Descriptor{}, fmt.Errorf("%s holds %d images, name one by its tag: %w (%s)",
+			d.path, len(x.Manifests), ErrNotFound, strings.Join(tags, ", "))
+	}
+	return v1.Descriptor{}, fmt.Errorf("tag %s: %w (%s has: %s)", ref.Tag, ErrNotFound, d.path, strings.Join(tags, ", "))
+}
+
+// Publish lists desc in index.json under tag, which then names nothing else; with
+// an empty tag it is listed without one. What desc refers to must have been
+// written. When it returns, all of it is durable; when it or the process fails
+// before, index.json is as it was.
+func (d *Dir) Publish(ctx context.Context, desc v1.Descriptor, tag string) error {
+	if tag != "" {
+		if err := checkTag(tag); err != nil {
+			return err
+		}
+	}
+	if _, err := digestOf(desc.Digest); err != nil {
+		return err
+	}
+	return d.editIndex(ctx, func(x *v1.IndexManifest) {
+		desc.Annotations = withRefName(desc.Annotations, tag)
+		at := slices.IndexFunc(x.Manifests, func(m v1.Descriptor) bool {
+			name := m.Annotations[annotationRefName]
+			return tag != "" && name == tag || name == "" && m.Digest == desc.Digest
+		})
+		switch {
+		case at >= 0:
+			x.Manifests[at] = desc
+		case tag == "" && slices.ContainsFunc(x.Manifests, func(m v1.Descriptor) bool { return m.Digest == desc.Digest }):
+		default:
+			x.Manifests = append(x.Manifests, desc)
+		}
+	})
+}
+
+// Remove takes tag out of index.json. Its blobs stay until GC.
+func (d *Dir) Remove(ctx context.Context, tag string) error {
+	found := false
+	err := d.editIndex(ctx, func(x *v1.IndexManifest) {
+		x.Manifests = slices.DeleteFunc(x.Manifests, func(m v1.Descriptor) bool {
+			match := tag != "" && m.Annotations[annotationRefName] == tag
+			found = found || match
+			return match
+		})
+	})
+	if err == nil && !found {
+		return fmt.Errorf("tag %s: %w", tag, ErrNotFound)
+	}
+	return err
+}
+
+func (d *Dir) editIndex(ctx context.Context, edit func(*v1.IndexManifest)) error {
+	lock, err := flockDir(ctx, d.path, unix.LOCK_EX)
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	x, err := d.Index()
+	if err != nil {
+		return err
+	}
+	before, err := json.Marshal(x)
+	if err != nil {
+		return err
+	}
+	edit(x)
+	if x.Manifests == nil {
+		x.Manifests = []v1.Descriptor{}
+	}
+	x.SchemaVersion, x.MediaType = 2, types.OCIImageIndex
+	after, err := json.Marshal(x)
+	if err != nil {
+		return err
+	}
+	if err := d.syncBlobs(); err != nil {
+		return err
+	}
+	if string(before) == string(after) {
+		return nil
+	}
+	return atomicfile.WriteFileIn(d.fs, filepath.Join(d.path, indexFile), after, 0o644)
+}
+
+func withRefName(annotations map[string]string, tag string) map[string]string {
+	out := make(map[string]string, len(annotations)+1)
+	for k, v := range annotations {
+		if k != annotationRefName {
+			out[k] = v
+		}
+	}
+	if tag != "" {
+		out[annotationRefName] = tag
+	}
+	if len(out) == 0 {
+		return nil
+	}
+	return out
+}

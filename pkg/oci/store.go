@@ -1,0 +1,131 @@
+package oci
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"sync"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+
+	"github.com/imgpipe/imgpipe/pkg/diskimage"
+)
+
+// store is where the blobs of an open artifact lie.
+type store interface {
+	// fetch returns a whole blob of at most limit bytes, compared with its digest.
+	fetch(ctx context.Context, d v1.Descriptor, limit int64) ([]byte, error)
+	// read returns bytes [off, off+n) of a blob, not compared with anything.
+	// A body that ends early is an error that names the blob and the range.
+	read(ctx context.Context, d v1.Descriptor, off, n int64) (io.ReadCloser, error)
+	// verify compares a whole blob with its digest.
+	verify(ctx context.Context, d v1.Descriptor) error
+	close() error
+}
+
+// layoutStore reads blobs of a layout. Files stay open until close: a blob
+// that is replaced meanwhile does not change under a reader.
+type layoutStore struct {
+	dir   *Dir
+	owned bool // close closes dir
+	mu    sync.Mutex
+	files map[v1.Hash]*os.File
+}
+
+func newLayoutStore(d *Dir, owned bool) *layoutStore {
+	return &layoutStore{dir: d, owned: owned, files: map[v1.Hash]*os.File{}}
+}
+
+func (s *layoutStore) fetch(ctx context.Context, d v1.Descriptor, limit int64) ([]byte, error) {
+	digest, err := digestOf(d.Digest)
+	if err != nil {
+		return nil, err
+	}
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	return s.dir.ReadBlob(digest, d.Size, limit)
+}
+
+func (s *layoutStore) verify(ctx context.Context, d v1.Descriptor) error {
+	digest, err := digestOf(d.Digest)
+	if err != nil {
+		return err
+	}
+	return s.dir.VerifyBlob(ctx, digest)
+}
+
+func (s *layoutStore) read(ctx context.Context, d v1.Descriptor, off, n int64) (io.ReadCloser, error) {
+	digest, err := digestOf(d.Digest)
+	if err != nil {
+		return nil, err
+	}
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	e := diskimage.Extent{Off: off, Len: n}
+	f, err := s.open(d, digest)
+	if err != nil {
+		return nil, &BlobError{digest, e, err}
+	}
+	return &blobReader{r: io.NewSectionReader(f, off, n), blob: digest, extent: e}, nil
+}
+
+func (s *layoutStore) open(d v1.Descriptor, digest diskimage.Digest) (*os.File, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if f := s.files[d.Digest]; f != nil {
+		return f, nil
+	}
+	f, err := os.Open(s.dir.blobPath(digest))
+	if err != nil {
+		return nil, err
+	}
+	info, err := f.Stat()
+	if err == nil && info.Size() != d.Size {
+		err = fmt.Errorf("has %d bytes, want %d: %w", info.Size(), d.Size, ErrCorrupt)
+	}
+	if err != nil {
+		_ = f.Close() // it was only read
+		return nil, err
+	}
+	s.files[d.Digest] = f
+	return f, nil
+}
+
+func (s *layoutStore) close() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, f := range s.files {
+		_ = f.Close() // only read
+	}
+	s.files = nil
+	if s.owned {
+		return s.dir.Close()
+	}
+	return nil
+}
+
+// blobReader says in its errors which bytes of which blob it was to give, and
+// takes an early end for an error.
+type blobReader struct {
+	r      io.Reader
+	blob   diskimage.Digest
+	extent diskimage.Extent
+	n      int64
+}
+
+func (b *blobReader) Read(p []byte) (int, error) {
+	n, err := b.r.Read(p)
+	b.n += int64(n)
+	if err == io.EOF && b.n < b.extent.Len {
+		err = io.ErrUnexpectedEOF
+	}
+	if err != nil && err != io.EOF {
+		err = &BlobError{b.blob, b.extent, err}
+	}
+	return n, err
+}
+
+func (b *blobReader) Close() error { return nil }
