@@ -20,6 +20,7 @@ type Partition struct {
 	Type       GUID       `json:"type"`
 	GUID       GUID       `json:"guid"` // PARTUUID
 	Attributes uint64     `json:"attributes,omitempty"`
+	Number     int        `json:"number,omitempty"` // the kernel's, from 1; 0 is the place in the table
 	Extent     Extent     `json:"extent"`
 	Role       Role       `json:"role,omitempty"`
 	Grow       bool       `json:"grow,omitempty"` // reaches to the end of the disk it is written to
