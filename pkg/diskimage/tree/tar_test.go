@@ -1,0 +1,494 @@
+package tree_test
+
+import (
+	"archive/tar"
+	"bytes"
+	"fmt"
+	"io"
+	"math/rand"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/imgpipe/imgpipe/pkg/diskimage"
+	"github.com/imgpipe/imgpipe/pkg/diskimage/tree"
+)
+
+// archive writes a tar of headers; a file's content is its Linkname.
+func archive(t testing.TB, headers ...tar.Header) []byte {
+	t.Helper()
+	var b bytes.Buffer
+	w := tar.NewWriter(&b)
+	for _, h := range headers {
+		content := ""
+		if h.Typeflag == tar.TypeReg {
+			content, h.Linkname = h.Linkname, ""
+			h.Size = int64(len(content))
+		}
+		if h.Mode == 0 && h.Typeflag != tar.TypeXGlobalHeader {
+			h.Mode = 0o644
+		}
+		if err := w.WriteHeader(&h); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.WriteString(w, content); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return b.Bytes()
+}
+
+// entry is a header of kind: "f" with a content, "d", "l" with a target, "h" with
+// a hard link's.
+func entry(kind, name, value string) tar.Header {
+	types := map[string]byte{"f": tar.TypeReg, "d": tar.TypeDir, "l": tar.TypeSymlink, "h": tar.TypeLink}
+	return tar.Header{Typeflag: types[kind], Name: name, Linkname: value}
+}
+
+func fromTar(t testing.TB, b []byte) *tree.Tree {
+	t.Helper()
+	tr, err := tree.FromTar(bytes.NewReader(b), int64(len(b)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return tr
+}
+
+func wantFile(t *testing.T, tr *tree.Tree, p, want string) {
+	t.Helper()
+	if got, err := tr.ReadFile(p, 1<<20); err != nil || string(got) != want {
+		t.Errorf("%s: %q, %v; want %q", p, got, err, want)
+	}
+}
+
+func TestTarEntries(t *testing.T) {
+	tr := fromTar(t, archive(t,
+		tar.Header{Typeflag: tar.TypeDir, Name: "./", Mode: 0o1711, Uid: 3, Gid: 4, ModTime: noon, Format: tar.FormatPAX},
+		tar.Header{Typeflag: tar.TypeReg, Name: "./usr/f", Mode: 0o4755, Uid: 4294967294, Gid: 100000, Linkname: "hello", ModTime: noon,
+			Uname: "nobody", Format: tar.FormatPAX, PAXRecords: map[string]string{"SCHILY.xattr.security.capability": "\x01\x00\x00\x02", "SCHILY.xattr.user.a%3Db%25": "",
+				"RHT.security.selinux": "system_u:object_r:bin_t:s0"}},
+		tar.Header{Typeflag: tar.TypeChar, Name: "/dev/null", Devmajor: 1, Devminor: 3, Mode: 0o666},
+		tar.Header{Typeflag: tar.TypeBlock, Name: "dev/vda", Devmajor: 254, Devminor: 1 << 19},
+		tar.Header{Typeflag: tar.TypeFifo, Name: "run/p"},
+		entry("l", "bin", "usr/bin"),
+		entry("h", "usr/g", "./usr/f"),
+		entry("f", "again", "1"), entry("f", "again", "2"),
+		entry("f", "empty", ""),
+	))
+	n := tr.Get("/usr/f")
+	if n.Kind != tree.Regular || n.Mode != 0o4755 || n.UID != 4294967294 || n.GID != 100000 || !n.MTime.Equal(noon) {
+		t.Errorf("%+v", n)
+	}
+	if len(n.Xattrs) != 3 || n.Xattrs["security.capability"] != "\x01\x00\x00\x02" || n.Xattrs["security.selinux"] != "system_u:object_r:bin_t:s0" {
+		t.Errorf("xattrs %q", n.Xattrs)
+	}
+	if v, ok := n.Xattrs["user.a=b%"]; !ok || v != "" {
+		t.Errorf("xattrs %q", n.Xattrs)
+	}
+	if tr.Get("/usr/g") != n {
+		t.Error("hard link is a file of its own")
+	}
+	if n := tr.Get("/"); n.Mode != 0o1711 || n.UID != 3 || n.GID != 4 || !n.MTime.Equal(noon) {
+		t.Errorf("root %+v", n)
+	}
+	if n := tr.Get("/dev/null"); n.Kind != tree.CharDevice || n.Major != 1 || n.Minor != 3 {
+		t.Errorf("%+v", n)
+	}
+	if n := tr.Get("/dev/vda"); n.Kind != tree.BlockDevice || n.Major != 254 || n.Minor != 1<<19 {
+		t.Errorf("%+v", n)
+	}
+	if n := tr.Get("/bin"); n.Kind != tree.Symlink || n.Target != "usr/bin" {
+		t.Errorf("%+v", n)
+	}
+	if n := tr.Get("/empty"); n.Data != nil || n.Size() != 0 {
+		t.Errorf("%+v", n)
+	}
+	wantFile(t, tr, "/usr/g", "hello")
+	wantFile(t, tr, "/again", "2")
+	wantPaths(t, tr, "/again", "/bin", "/dev", "/dev/null", "/dev/vda", "/empty", "/run", "/run/p", "/usr", "/usr/f", "/usr/g")
+}
+
+func TestTarGoesThroughSymlinksInside(t *testing.T) {
+	tr := fromTar(t, archive(t,
+		entry("d", "usr/bin/", ""), entry("l", "bin", "usr/bin"), entry("l", "out", "../../../etc"), entry("l", "abs", "/etc"),
+		entry("f", "bin/sh", "sh"), entry("f", "out/passwd", "p"), entry("f", "abs/group", "g"), entry("h", "abs/gshadow", "out/group"),
+		entry("l", "dangling", "new/place"), entry("f", "dangling/x", "x"),
+	))
+	wantPaths(t, tr, "/abs", "/bin", "/dangling", "/etc", "/etc/group", "/etc/gshadow", "/etc/passwd", "/new", "/new/place",
+		"/new/place/x", "/out", "/usr", "/usr/bin", "/usr/bin/sh")
+	if tr.Get("/etc/group") != tr.Get("/etc/gshadow") {
+		t.Error("not linked")
+	}
+}
+
+func TestTarRefuses(t *testing.T) {
+	long := strings.Repeat("x", 256)
+	for _, c := range []struct {
+		name    string
+		headers []tar.Header
+		words   []string
+	}{
+		{"escape", []tar.Header{entry("f", "../etc/passwd", "x")}, []string{`"../etc/passwd"`, "leaves the tree"}},
+		{"escape below", []tar.Header{entry("f", "a/../../b", "x")}, []string{`"a/../../b"`, "leaves the tree"}},
+		{"hard link escapes", []tar.Header{entry("h", "a", "../../etc/shadow")}, []string{`"a"`, "leaves the tree"}},
+		{"hard link to nothing", []tar.Header{entry("h", "a", "b")}, []string{`"a"`, `"/b"`, "no such file"}},
+		{"hard link to itself", []tar.Header{entry("h", "a", "a")}, []string{"no such file"}},
+		{"hard link to a directory", []tar.Header{entry("d", "d/", ""), entry("h", "a", "d")}, []string{"is a directory"}},
+		{"below a file", []tar.Header{entry("f", "a", "x"), entry("f", "a/b", "x")}, []string{`"a/b"`, "not a directory"}},
+		{"loop", []tar.Header{entry("l", "a", "a"), entry("f", "a/b", "x")}, []string{`"a/b"`, "symbolic links"}},
+		{"root is a file", []tar.Header{entry("f", ".", "x")}, []string{"root"}},
+		{"long name", []tar.Header{entry("f", long, "x")}, []string{"256 bytes"}},
+		{"empty target", []tar.Header{entry("l", "a", "")}, []string{`"a"`, "target"}},
+		{"long target", []tar.Header{entry("l", "a", strings.Repeat("t", 4096))}, []string{"4096 bytes"}},
+		{"ACL", []tar.Header{{Typeflag: tar.TypeReg, Name: "a", Format: tar.FormatPAX, PAXRecords: map[string]string{"SCHILY.acl.access": "user::rw-"}}}, []string{"ACL"}},
+		{"global header", []tar.Header{{Typeflag: tar.TypeXGlobalHeader, PAXRecords: map[string]string{"mtime": "1"}}}, []string{"mtime"}},
+		{"device", []tar.Header{{Typeflag: tar.TypeChar, Name: "a", Devmajor: 4096}}, []string{"4096:0"}},
+		{"unknown type", []tar.Header{{Typeflag: 'Z', Name: "a"}}, []string{"unknown type"}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			b := archive(t, c.headers...)
+			_, err := tree.FromTar(bytes.NewReader(b), int64(len(b)))
+			wantError(t, err, append(c.words, "tar: ")...)
+		})
+	}
+	t.Run("global comment is fine", func(t *testing.T) { // as git archive writes
+		tr := fromTar(t, archive(t, tar.Header{Typeflag: tar.TypeXGlobalHeader, PAXRecords: map[string]string{"comment": "1"}}, entry("f", "a", "x")))
+		wantPaths(t, tr, "/a")
+	})
+}
+
+func TestTarCutShortIsAnError(t *testing.T) {
+	whole := archive(t, entry("f", "a", strings.Repeat("a", 1000)), entry("f", "b", strings.Repeat("b", 5000)))
+	for n := 1; n < len(whole)-1024; n++ {
+		_, err := tree.FromTar(bytes.NewReader(whole[:n]), int64(n))
+		// Between the last byte of a file and the next header nothing is missing.
+		if nothing := n >= 1512 && n <= 1536 || n >= 7048; (err == nil) != nothing {
+			t.Errorf("%d of %d bytes: %v", n, len(whole), err)
+		}
+		if _, err := tree.FromTar(bytes.NewReader(whole[:n]), int64(len(whole))); err == nil {
+			t.Errorf("%d of %d bytes, but all promised: no error", n, len(whole))
+		}
+	}
+	tr := build(t, "/kept")
+	if err := tr.ApplyTar(bytes.NewReader(whole), 3000); err == nil {
+		t.Error("no error")
+	}
+	wantPaths(t, tr, "/kept")
+}
+
+func TestTarSaysWhatItIsInstead(t *testing.T) {
+	_, err := tree.FromTar(strings.NewReader("\x1f\x8b"+strings.Repeat("z", 2000)), 2002)
+	wantError(t, err, "gzip")
+	_, err = tree.FromTar(strings.NewReader(strings.Repeat("z", 2000)), 2000)
+	wantError(t, err, "invalid tar header")
+}
+
+// hostDir makes what a directory of an ordinary user can hold, and as root
+// devices and capabilities too. Times are whole seconds: not every tar has more.
+func hostDir(t *testing.T) string {
+	t.Helper()
+	d := t.TempDir()
+	put := func(name, content string, mode os.FileMode) string {
+		p := filepath.Join(d, name)
+		if err := os.MkdirAll(filepath.Dir(p), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(p, []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Chmod(p, mode); err != nil {
+			t.Fatal(err)
+		}
+		return p
+	}
+	check := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	put("etc/motd", "golden\n", 0o644)
+	put("bin/su", "su", 0o755|os.ModeSetuid)
+	put("empty", "", 0o600)
+	long := strings.Repeat("long-directory-name/", 6) + strings.Repeat("f", 200)
+	check(os.Link(put(long, "long", 0o640), filepath.Join(d, "linked")))
+	check(os.Symlink(strings.Repeat("../target/", 30), filepath.Join(d, "symlink")))
+	check(exec.Command("touch", "-h", "-d", "@1600000000", filepath.Join(d, "symlink")).Run())
+	check(os.MkdirAll(filepath.Join(d, "emptydir"), 0o755))
+	check(os.Chmod(filepath.Join(d, "emptydir"), 0o777|os.ModeSticky))
+	for name, pieces := range map[string][]int64{
+		"sparse/few": {0, 1 << 20, 3 << 20}, "sparse/hole": nil, "sparse/end": {4<<20 - 4096}, "sparse/big": {5 << 33},
+		"sparse/many": func() (x []int64) {
+			for i := range int64(60) {
+				x = append(x, i<<16)
+			}
+			return x
+		}(),
+	} {
+		f, err := os.Create(func() string { return put(name, "", 0o644) }())
+		check(err)
+		size := int64(4 << 20)
+		for i, off := range pieces {
+			_, err := f.WriteAt(bytes.Repeat([]byte{byte('a' + i%26)}, 4096), off)
+			check(err)
+			size = max(size, off+4096)
+		}
+		check(f.Truncate(size))
+		check(f.Close())
+	}
+	if os.Getuid() == 0 {
+		for _, args := range [][]string{{"mknod", "null", "c", "1", "3"}, {"mknod", "disk", "b", "259", "70000"}, {"mkfifo", "pipe"},
+			{"setfattr", "-n", "security.capability", "-v", "0x0100000200040000000000000000000000000000", "etc/motd"}, {"chown", "70000:3000000", "bin/su"}, {"chmod", "4755", "bin/su"}} {
+			cmd := exec.Command(args[0], args[1:]...)
+			cmd.Dir = d
+			if out, err := cmd.CombinedOutput(); err != nil {
+				t.Fatalf("%s: %v: %s", args, err, out)
+			}
+		}
+	}
+	var all []string
+	check(filepath.WalkDir(d, func(p string, _ os.DirEntry, err error) error { all = append(all, p); return err }))
+	slices.Reverse(all) // children first
+	for i, p := range all {
+		if fi, err := os.Lstat(p); err == nil && fi.Mode()&os.ModeSymlink == 0 {
+			check(os.Chtimes(p, time.Time{}, time.Unix(1_700_000_000+int64(i), 0)))
+		}
+	}
+	return d
+}
+
+// The tool that most archives come from judges: what it writes, in each of its
+// formats, is the tree that the directory itself gives, holes included.
+func TestTarOfGNUTarIsTheDirectory(t *testing.T) {
+	if _, err := exec.LookPath("tar"); err != nil {
+		t.Skip("no tar: ", err)
+	}
+	d := hostDir(t)
+	want, err := tree.FromDir(d, tree.DirOptions{Xattrs: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		args   []string
+		sparse bool
+		xattrs bool
+	}{
+		{[]string{"--format=gnu"}, false, false},
+		{[]string{"--format=gnu", "--sparse"}, true, false},
+		{[]string{"--format=pax", "--xattrs", "--xattrs-include=*"}, false, true},
+		{[]string{"--format=pax", "--xattrs", "--xattrs-include=*", "--sparse"}, true, true},
+		{[]string{"--format=pax", "--sparse", "--sparse-version=0.0"}, true, false},
+		{[]string{"--format=pax", "--sparse", "--sparse-version=0.1"}, true, false},
+	} {
+		t.Run(strings.Join(c.args, " "), func(t *testing.T) {
+			args := append(c.args, "--numeric-owner", "-C", d, "-cf", filepath.Join(t.TempDir(), "x.tar"), ".")
+			want := want.Clone()
+			if !c.sparse { // 40 GiB of zeros
+				args = append([]string{"--exclude=./sparse/big"}, args...)
+				want.Remove("/sparse/big")
+			}
+			if out, err := exec.Command("tar", args...).CombinedOutput(); err != nil {
+				t.Fatalf("tar: %v: %s", err, out)
+			}
+			got := openTar(t, args[len(args)-2])
+			diffs := tree.Diff(want, got)
+			if !c.xattrs {
+				diffs = slices.DeleteFunc(diffs, func(s string) bool { return strings.Contains(s, "xattr") })
+			}
+			want.Remove("/sparse/big") // not byte by byte
+			small := got.Clone()
+			small.Remove("/sparse/big")
+			for _, s := range tree.DiffContents(want, small) {
+				if strings.Contains(s, "contents") {
+					diffs = append(diffs, s)
+				}
+			}
+			if len(diffs) > 0 {
+				t.Errorf("differences:\n%s", strings.Join(diffs, "\n"))
+			}
+			if !c.sparse {
+				return
+			}
+			for e := range got.Below("/sparse") {
+				if e.Inode.Kind != tree.Regular {
+					continue
+				}
+				data := int64(0)
+				for _, x := range e.Inode.Data.Extents() {
+					data += x.Len
+				}
+				if data > 60*4096 || e.Path == "/sparse/hole" && data > 0 {
+					t.Errorf("%s: %d bytes of data: %v", e.Path, data, e.Inode.Data.Extents())
+				}
+			}
+			if n := got.Get("/sparse/big"); n != nil {
+				b := make([]byte, 4096)
+				if _, err := n.Data.ReadAt(b, 5<<33); err != nil || b[0] != 'a' || b[4095] != 'a' {
+					t.Errorf("big: %q…, %v", b[:4], err)
+				}
+			}
+		})
+	}
+}
+
+func openTar(t *testing.T, name string) *tree.Tree {
+	t.Helper()
+	f, err := os.Open(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { f.Close() })
+	fi, err := f.Stat()
+	if err != nil {
+		t.Fatal(err)
+	}
+	tr, err := tree.FromTar(f, fi.Size())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return tr
+}
+
+// randomTree makes a tree of everything that a tar can hold.
+func randomTree(seed int64) *tree.Tree {
+	r := rand.New(rand.NewSource(seed))
+	name := func() string {
+		b := make([]byte, 1+r.Intn([]int{3, 20, 255}[r.Intn(3)]))
+		for i := range b {
+			for b[i] == 0 || b[i] == '/' {
+				b[i] = byte(r.Intn(256))
+			}
+		}
+		if s := string(b); s != "." && s != ".." {
+			return s
+		}
+		return "dots"
+	}
+	text := func(n int) string {
+		b := make([]byte, r.Intn(n))
+		r.Read(b)
+		return string(b)
+	}
+	t := tree.New()
+	dirs := []string{""}
+	var files []string
+	for range 60 {
+		p := dirs[r.Intn(len(dirs))] + "/" + name()
+		n := &tree.Inode{
+			Kind: tree.Kind(r.Intn(6)), Mode: uint16(r.Intn(0o10000)), UID: r.Uint32() >> r.Intn(32), GID: r.Uint32() >> r.Intn(32),
+			MTime: time.Unix(r.Int63n(1<<40)-1<<39, []int64{0, r.Int63n(1e9)}[r.Intn(2)]),
+		}
+		for range r.Intn(3) * r.Intn(2) {
+			n.Xattrs = map[string]string{"user." + strings.ReplaceAll(name(), "\x00", "0"): text(300), "security.x": text(5)}
+		}
+		switch n.Kind {
+		case tree.Dir:
+			dirs = append(dirs, p)
+		case tree.Regular:
+			n.Data = diskimage.Bytes([]byte(text(2000)))
+			files = append(files, p)
+		case tree.Symlink:
+			n.Target = "/" + name()
+		case tree.CharDevice, tree.BlockDevice:
+			n.Major, n.Minor = uint32(r.Intn(1<<12)), uint32(r.Intn(1<<20))
+		}
+		if len(files) > 0 && r.Intn(5) == 0 {
+			if old := t.Get(files[r.Intn(len(files))]); old != nil {
+				n = old
+			}
+		}
+		if len(p) <= tree.MaxPath {
+			if t.Put(p, n) != nil { // below what has been replaced by a file
+				continue
+			}
+		}
+	}
+	return t
+}
+
+func writeTar(t testing.TB, tr *tree.Tree) []byte {
+	t.Helper()
+	var b bytes.Buffer
+	if err := tree.WriteTar(&b, tr); err != nil {
+		t.Fatal(err)
+	}
+	return b.Bytes()
+}
+
+func TestWriteTarIsReadBackEqual(t *testing.T) {
+	for seed := range int64(200) {
+		want := randomTree(seed)
+		b := writeTar(t, want)
+		got := fromTar(t, b)
+		if d := tree.DiffContents(want, got); len(d) > 0 {
+			t.Fatalf("seed %d:\n%s", seed, strings.Join(d, "\n"))
+		}
+		if !bytes.Equal(b, writeTar(t, got)) {
+			t.Fatalf("seed %d: written again, it differs", seed)
+		}
+	}
+}
+
+// GNU tar, as root, unpacks to a directory that is the tree.
+func TestWriteTarIsUnpackedByGNUTar(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("needs root to make devices and owners")
+	}
+	if _, err := exec.LookPath("tar"); err != nil {
+		t.Skip("no tar: ", err)
+	}
+	want, err := tree.FromDir(hostDir(t), tree.DirOptions{Xattrs: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want.Remove("/sparse/big")
+	n := want.Get("/etc/motd").Clone()
+	n.MTime = noon
+	n.Xattrs["security.a=b%"] = "value" // a keyword that needs escaping
+	if err := want.Put("/etc/motd\xff\n", n); err != nil {
+		t.Fatal(err)
+	}
+	d := t.TempDir()
+	cmd := exec.Command("tar", "--xattrs", "--xattrs-include=*", "--numeric-owner", "-xpC", d)
+	cmd.Stdin = bytes.NewReader(writeTar(t, want))
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("tar: %v: %s", err, out)
+	}
+	got, err := tree.FromDir(d, tree.DirOptions{Xattrs: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diffs := tree.DiffContents(want, got); len(diffs) > 0 {
+		t.Errorf("differences:\n%s", strings.Join(diffs, "\n"))
+	}
+}
+
+func TestWriteTarRefusesSockets(t *testing.T) {
+	tr := tree.New()
+	if err := tr.Put("/run/s", &tree.Inode{Kind: tree.Socket}); err != nil {
+		t.Fatal(err)
+	}
+	wantError(t, tree.WriteTar(io.Discard, tr), "/run/s", "socket")
+}
+
+func BenchmarkFromTar(b *testing.B) {
+	tr := tree.New()
+	for i := range 22000 {
+		n := file("x")
+		n.UID = uint32(i)
+		if err := tr.Put(fmt.Sprintf("/usr/lib/package-%d/directory/file-%d", i%220, i), n); err != nil {
+			b.Fatal(err)
+		}
+	}
+	data := writeTar(b, tr)
+	for b.Loop() {
+		fromTar(b, data)
+	}
+}
