@@ -1,6 +1,3 @@
-// Package recipe turns the text of a recipe into a validated Recipe whose every
-// value knows the file, line and column it came from. docs/recipe.md is the
-// normative text.
 package recipe
 
 import "time"
@@ -31,8 +28,9 @@ type Recipe struct {
 	Disk     Disk
 	Test     Test
 
-	// positions: unexported state that Pos, Errorf and Origins read
-	origins map[string]Pos
+	origins map[string]Pos      // by field: where its value was written; a default has none
+	sources map[string][]string // the lines of every file read, for excerpts
+	dir     string              // the folder of the recipe: sources are shown relative to it
 }
 
 // KindDiskImage is the kind of a recipe for a disk image.

@@ -1,0 +1,171 @@
+package recipe
+
+import (
+	"fmt"
+	"regexp"
+	"slices"
+	"strings"
+)
+
+// filesystems are those that a partition of a type may have; the first is the
+// default, "" is none.
+var filesystems = map[string][]string{
+	"esp":    {"fat32", "fat16", "fat"},
+	"config": {""},
+	"root":   {"ext4"},
+	"data":   {"", "ext4", "fat32", "fat16", "fat"},
+}
+
+// fatLeast is the least size of a FAT by its type and the sector size, in MiB.
+// A FAT32 has at least 65525 clusters and a FAT16 4085 (Microsoft's FAT
+// specification 1.03, "FAT type determination") of at least one sector each, and
+// mkfs keeps 16 away from the limit.
+var fatLeast = map[string]map[int64]int64{
+	"fat32": {512: 33, 4096: 260},
+	"fat16": {512: 3, 4096: 17},
+}
+
+var fatLabel = regexp.MustCompile(`^[A-Z0-9_-]{1,11}$`)
+
+// disk checks the layout and fills the defaults of partitions.
+func (c *checker) disk() {
+	d := &c.r.Disk
+	c.multiple("disk.size", d.Size)
+	if len(d.Partitions) == 0 {
+		if c.r.has("disk.partitions") && !c.bad.has("disk.partitions") {
+			c.report("disk.partitions", "is empty; an image has an esp and a root")
+		}
+		return
+	}
+	byType, known, fixed := map[string][]string{}, true, int64(2*mib)
+	for i := range d.Partitions {
+		p, field := &d.Partitions[i], fmt.Sprintf("disk.partitions[%d]", i)
+		if p.Grow && i != len(d.Partitions)-1 {
+			c.report(field+".grow", "only the last partition can grow")
+		}
+		fixed += p.Size
+		if p.Type == "" {
+			known = false
+			continue
+		}
+		byType[p.Type] = append(byType[p.Type], field)
+		c.partition(p, field)
+	}
+	if d.Size != 0 && fixed > d.Size {
+		c.report("disk.size", "%s is too small: the partitions and 1MiB at either end need %s", formatSize(d.Size), formatSize(fixed))
+	}
+	for _, want := range []string{"esp", "root"} {
+		if known && len(byType[want]) == 0 {
+			c.report("disk.partitions", "no partition of type %s", want)
+		}
+	}
+	for _, kind := range []string{"esp", "config", "root"} {
+		for _, field := range byType[kind][min(1, len(byType[kind])):] {
+			c.report(field+".type", "a second partition of type %s", kind)
+		}
+	}
+	c.mounts()
+}
+
+// multiple reports a size that is not whole MiB.
+func (c *checker) multiple(field string, size int64) bool {
+	if size%mib != 0 {
+		c.report(field, "%s is not a multiple of 1MiB", formatSize(size))
+		return false
+	}
+	return true
+}
+
+// partition checks one partition whose type is known.
+func (c *checker) partition(p *Partition, field string) {
+	if !c.filesystem(p, field) {
+		return
+	}
+	c.label(p, field)
+	switch {
+	case p.Size != 0:
+		if c.r.has(field + ".free") {
+			c.report(field+".free", "has no meaning with a fixed size; give size: auto or leave it out")
+		}
+		least := fatLeast[p.Filesystem][c.r.Disk.SectorSize] * mib
+		if c.multiple(field+".size", p.Size) && p.Size < least {
+			c.report(field+".size", "%s is too small for %s with %d-byte sectors, which needs %s",
+				formatSize(p.Size), p.Filesystem, c.r.Disk.SectorSize, formatSize(least))
+		}
+	case p.Filesystem == "ext4":
+		if !c.r.has(field + ".free") {
+			p.FreePercent = 100
+		}
+	case c.bad.has(field + ".size"): // reported
+	case c.r.has(field + ".size"):
+		c.report(field+".size", "auto is for ext4 alone; give a size")
+	default:
+		c.report(field+".size", "is missing: only ext4 has a size of its own")
+	}
+}
+
+// filesystem checks that of a partition against its type, and fills the default.
+func (c *checker) filesystem(p *Partition, field string) bool {
+	allowed, at := filesystems[p.Type], field+".filesystem"
+	switch {
+	case c.bad.has(at):
+		return false
+	case !c.r.has(at):
+		p.Filesystem = allowed[0]
+	case p.Type == "config":
+		c.report(at, "is not to be given: a config partition is a FAT seed for cloud-init")
+		return false
+	case !slices.Contains(allowed, p.Filesystem):
+		c.report(at, "%s cannot be on a partition of type %s; want %s", p.Filesystem, p.Type, strings.Join(allowed, ", "))
+		return false
+	}
+	return true
+}
+
+// label checks that of a partition against its filesystem.
+func (c *checker) label(p *Partition, field string) {
+	at := field + ".label"
+	switch {
+	case p.Type == "config" && !c.r.has(at):
+		p.Label = "CIDATA"
+	case p.Type == "config" && p.Label != "CIDATA" && !c.bad.has(at):
+		c.report(at, "is CIDATA on a config partition: cloud-init looks for it")
+	case p.Label == "" || p.Type == "config":
+	case p.Filesystem == "":
+		c.report(at, "without a filesystem there is no label")
+	case p.Filesystem == "ext4" && len(p.Label) > 16:
+		c.report(at, "%q is longer than 16 bytes", p.Label)
+	case p.Filesystem != "ext4" && !fatLabel.MatchString(p.Label):
+		c.report(at, "%q is not a FAT label: at most 11 of A-Z, 0-9, _ and -", p.Label)
+	}
+}
+
+// mounts checks where partitions are mounted.
+func (c *checker) mounts() {
+	taken := map[string]string{}
+	for i := range c.r.Disk.Partitions {
+		p := &c.r.Disk.Partitions[i]
+		at := fmt.Sprintf("disk.partitions[%d].mount", i)
+		if c.bad.has(at) {
+			continue
+		}
+		if p.Type == "root" && p.Mount == "" {
+			p.Mount = "/"
+		}
+		switch other, ok := taken[p.Mount]; {
+		case p.Mount == "" || p.Type == "":
+			continue
+		case p.Type == "root" && p.Mount != "/":
+			c.report(at, "the root is mounted at /")
+		case p.Type != "root" && p.Mount == "/":
+			c.report(at, "only the root is mounted at /")
+		case p.Type == "config":
+			c.report(at, "a config partition is cloud-init's to mount")
+		case p.Type == "data" && p.Filesystem == "":
+			c.report(at, "without a filesystem there is nothing to mount")
+		case ok:
+			c.report(at, "%q is where %q is mounted", clip(p.Mount), other)
+		}
+		taken[p.Mount] = p.Name
+	}
+}

@@ -1,0 +1,55 @@
+package recipe
+
+import (
+	"fmt"
+	"strings"
+)
+
+// didYouMean returns what to say after "unknown …": the nearest of the known
+// names, or all of them if none is near and they are few.
+func didYouMean(name string, known []string) string {
+	plain := strings.NewReplacer("_", "", "-", "", " ", "")
+	folded := plain.Replace(strings.ToLower(name))
+	best, least := "", max(1, len(name)/3)+1
+	for _, k := range known {
+		target := plain.Replace(strings.ToLower(k))
+		if d := editDistance(folded, target, least); d < least {
+			best, least = k, d
+		}
+	}
+	switch {
+	case best != "":
+		return fmt.Sprintf("; did you mean %q?", best)
+	case len(known) > 0 && len(known) <= 12:
+		return "; known are " + strings.Join(known, ", ")
+	}
+	return ""
+}
+
+// editDistance counts the insertions, deletions, replacements and swaps of
+// neighbours (Damerau's distance, in its optimal string alignment form) that
+// turn a into b, but no further than limit.
+func editDistance(a, b string, limit int) int {
+	if d := len(a) - len(b); d >= limit || -d >= limit {
+		return limit
+	}
+	before, last, row := make([]int, len(b)+1), make([]int, len(b)+1), make([]int, len(b)+1)
+	for j := range last {
+		last[j] = j
+	}
+	for i := 1; i <= len(a); i++ {
+		row[0] = i
+		for j := 1; j <= len(b); j++ {
+			cost := 1
+			if a[i-1] == b[j-1] {
+				cost = 0
+			}
+			row[j] = min(last[j]+1, row[j-1]+1, last[j-1]+cost)
+			if i > 1 && j > 1 && a[i-1] == b[j-2] && a[i-2] == b[j-1] {
+				row[j] = min(row[j], before[j-2]+1)
+			}
+		}
+		before, last, row = last, row, before
+	}
+	return min(last[len(b)], limit)
+}
