@@ -1,0 +1,347 @@
+package packages
+
+import (
+	"context"
+	"crypto/sha256"
+	_ "embed"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/imgpipe/imgpipe/pkg/diskimage"
+)
+
+//go:embed setup.sh
+var setupHook string
+
+//go:embed finish.sh
+var finishHook string
+
+// baseEnv is the whole environment of a run, besides TMPDIR, SOURCE_DATE_EPOCH
+// and what the caller adds: nothing of the user's reaches a maintainer script.
+// INITRD=No is what kernel packages' hooks know to make no initramfs by.
+var baseEnv = []string{
+	"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+	"HOME=/nonexistent",
+	"LC_ALL=C.UTF-8",
+	"TZ=UTC",
+	"PYTHONHASHSEED=0",
+	"DEBIAN_FRONTEND=noninteractive",
+	"DEBCONF_NONINTERACTIVE_SEEN=true",
+	"INITRD=No",
+}
+
+// Debian returns a tree made of Debian packages: the cached one if the request
+// is known, unless o.Refresh; else a new one. It needs mmdebstrap, and root or
+// subordinate ids. Errors a caller may want to tell apart: UnknownPackageError,
+// MissingToolError, MirrorError, NoSpaceError, RunError, ErrNoSubordinateIDs.
+func Debian(ctx context.Context, req Request, o Options) (*Result, error) {
+	r, err := newRun(ctx, req, o)
+	if err != nil {
+		return nil, fmt.Errorf("debian: %w", err)
+	}
+	res, err := r.result(ctx)
+	if err != nil {
+		if ctx.Err() != nil {
+			err = ctx.Err() // whatever else broke broke because of that
+		}
+		return nil, fmt.Errorf("debian: %w", err)
+	}
+	return res, nil
+}
+
+// run is one call of Debian.
+type run struct {
+	Options
+	req     Request
+	request diskimage.Digest
+	cache   *cache
+	tool    string // "mmdebstrap 1.3.5"
+	mode    string
+}
+
+func newRun(ctx context.Context, req Request, o Options) (*run, error) {
+	req, err := req.normal()
+	if err != nil {
+		return nil, err
+	}
+	r := &run{Options: o, req: req, mode: "unshare"}
+	if os.Geteuid() == 0 {
+		r.mode = "root"
+	}
+	if r.tool, err = toolVersion(ctx); err != nil {
+		return nil, err
+	}
+	var sources diskimage.Digest
+	if r.request, sources, err = req.identity(r.tool); err != nil {
+		return nil, err
+	}
+	if r.cache, err = openCache(o.CacheDir); err != nil {
+		return nil, err
+	}
+	r.cache.base = sources.Hex()
+	return r, nil
+}
+
+// toolVersion returns what mmdebstrap calls itself.
+func toolVersion(ctx context.Context) (string, error) {
+	cmd := exec.CommandContext(ctx, "mmdebstrap", "--version")
+	cmd.Env = baseEnv
+	out, err := cmd.Output()
+	if errors.Is(err, exec.ErrNotFound) {
+		return "", &MissingToolError{Tool: "mmdebstrap", Package: "mmdebstrap"}
+	}
+	if err != nil {
+		return "", fmt.Errorf("mmdebstrap --version: %w", err)
+	}
+	return strings.TrimSpace(string(out)), nil
+}
+
+// result takes the tree from the cache, or makes it there. Processes with the
+// same request wait for each other, so that one does the work.
+func (r *run) result(ctx context.Context) (*Result, error) {
+	if !r.Refresh {
+		if res := r.cache.last(r.request); res != nil {
+			res.FromCache = true
+			return res, nil
+		}
+	}
+	unlock, err := r.cache.lock(ctx, r.request.Hex())
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	if !r.Refresh {
+		if res := r.cache.last(r.request); res != nil {
+			res.FromCache = true
+			return res, nil
+		}
+	}
+	if err := r.check(); err != nil {
+		return nil, err
+	}
+	return r.build(ctx, r.WorkDir, firstNeed)
+}
+
+// errTooSmall stops a run whose work directory will not hold the tree.
+type errTooSmall struct{ need int64 }
+
+func (e *errTooSmall) Error() string { return fmt.Sprintf("about %d MiB are needed", e.need>>20) }
+
+// build runs mmdebstrap once, or twice if the tree turns out not to fit into
+// memory.
+func (r *run) build(ctx context.Context, parent string, need int64) (*Result, error) {
+	dir, err := workDir(parent, need)
+	if err != nil {
+		return nil, err
+	}
+	res, err := r.runIn(ctx, dir, strings.HasPrefix(dir, sharedMem+"/") && parent == "")
+	err = errors.Join(err, removeWorkDir(dir, r.mode))
+	if small, ok := errors.AsType[*errTooSmall](err); ok {
+		return r.build(ctx, varTmp, small.need)
+	}
+	return res, err
+}
+
+// runIn makes the tree in dir. With mayMove, it gives up with errTooSmall once
+// it knows that the tree will not fit.
+func (r *run) runIn(ctx context.Context, dir string, mayMove bool) (_ *Result, err error) {
+	out := &output{progress: r.Progress, log: r.Log, now: r.Now}
+	f, err := os.CreateTemp(r.cache.path("tmp"), "root.")
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		f.Close()
+		os.Remove(f.Name()) // gone after a commit
+	}()
+	tar := &tarWriter{f: f}
+
+	fromHooks, hooksOut, err := os.Pipe()
+	if err != nil {
+		return nil, err
+	}
+	hooksIn, toHooks, err := os.Pipe()
+	if err != nil {
+		return nil, errors.Join(err, fromHooks.Close(), hooksOut.Close())
+	}
+	t := newTalk(fromHooks, toHooks, r.cache)
+	t.terms = r.req.terms()
+	var cached *Result
+	t.decide = func(s []Source) (bool, error) {
+		key, err := keyOf(r.request, s)
+		if err == nil {
+			cached = r.cache.root(key)
+		}
+		return cached == nil, err
+	}
+	var need int64
+	t.planned = func(plan []uri, missing int) error {
+		out.plan(len(plan), missing)
+		need = estimate(plan)
+		if mayMove && room(dir) < need {
+			return &errTooSmall{need}
+		}
+		return nil
+	}
+
+	cmd := r.command(ctx, dir)
+	cmd.ExtraFiles = []*os.File{hooksOut, hooksIn}
+	cmd.Stdout, cmd.Stderr = tar, out
+	out.begin()
+	err = cmd.Start()
+	hooksOut.Close()
+	hooksIn.Close()
+	if err != nil {
+		return nil, errors.Join(err, fromHooks.Close(), toHooks.Close())
+	}
+	var talkErr error
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		if talkErr = t.run(); talkErr != nil {
+			fromHooks.Close() // else a hook that still writes would wait for ever
+		}
+	})
+	runErr := cmd.Wait()
+	toHooks.Close()
+	if runErr != nil {
+		fromHooks.Close()
+	}
+	wg.Wait()
+	fromHooks.Close()
+	steps := out.times()
+
+	switch {
+	case ctx.Err() != nil:
+		return nil, ctx.Err()
+	case t.stopped:
+		cached.FromCache = true
+		return cached, r.cache.setLast(r.request, cached.Key)
+	case talkErr != nil && !errors.Is(talkErr, io.ErrUnexpectedEOF) && !errors.Is(talkErr, os.ErrClosed):
+		return nil, talkErr
+	case tar.err != nil:
+		return nil, fmt.Errorf("package cache: %w", tar.err)
+	case runErr != nil:
+		return nil, out.explain(r.req, dir, need, runErr)
+	case !t.done:
+		return nil, fmt.Errorf("mmdebstrap ended without running its hooks: %w", talkErr)
+	}
+	key, err := keyOf(r.request, t.sources)
+	if err != nil {
+		return nil, err
+	}
+	res := &Result{
+		Key: key, Sources: t.sources, Packages: t.packages, Kernels: t.kernels,
+		Tool: r.tool, Mode: r.mode, Steps: steps, Size: tar.size, Digest: tar.digest(),
+	}
+	return res, r.keep(f, res)
+}
+
+// keep puts a finished tree into the cache.
+func (r *run) keep(f *os.File, res *Result) error {
+	if err := f.Sync(); err != nil {
+		return fmt.Errorf("package cache: %w", err)
+	}
+	res.Tar = r.cache.path("roots", res.Key.Hex()+".tar")
+	if err := r.cache.commit(f, res.Tar); err != nil {
+		return fmt.Errorf("package cache: %w", err)
+	}
+	if err := r.cache.putJSON(r.cache.path("roots", res.Key.Hex()+".json"), res); err != nil {
+		return fmt.Errorf("package cache: %w", err)
+	}
+	return r.cache.setLast(r.request, res.Key)
+}
+
+// command returns the process that makes the tree in dir. In either mode it has
+// mount, UTS, IPC and PID namespaces: in unshare mode mmdebstrap makes them, in
+// root mode util-linux does. Killing it ends everything that it started.
+func (r *run) command(ctx context.Context, dir string) *exec.Cmd {
+	var args []string
+	if r.mode == "root" {
+		args = []string{"unshare", "--mount", "--uts", "--ipc", "--pid", "--fork", "--kill-child=KILL", "--mount-proc",
+			"sh", "-c", `hostname localhost && exec "$@"`, "sh"}
+	}
+	d := r.req.Debian
+	args = append(args, "mmdebstrap", "--verbose", "--mode="+r.mode, "--format=tar",
+		"--variant="+d.Variant,
+		"--architectures="+r.req.Arch,
+		"--components="+strings.Join(d.Components, ","),
+		"--keyring="+d.Keyring,
+		// what the host trusts must not show in the image's sources.list
+		"--skip=check/signed-by",
+		// imgpipe keeps the packages and cleans up itself
+		"--skip=essential/unlink,cleanup/apt",
+		"--setup-hook="+setupHook,
+		"--customize-hook="+finishHook)
+	if len(r.req.Packages) > 0 {
+		args = append(args, "--include="+strings.Join(r.req.Packages, ","))
+	}
+	args = append(args, d.Suite, "-")
+	args = append(args, d.Mirrors...)
+	cmd := exec.CommandContext(ctx, args[0], args[1:]...)
+	cmd.Dir = "/"
+	cmd.Env = append(append([]string{}, r.Env...), baseEnv...) // the last of a name counts
+	cmd.Env = append(cmd.Env, "TMPDIR="+dir, "SOURCE_DATE_EPOCH="+strconv.FormatInt(r.req.Epoch.Unix(), 10))
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.Cancel = func() error { return unix.Kill(-cmd.Process.Pid, unix.SIGKILL) }
+	cmd.WaitDelay = 5 * time.Second
+	return cmd
+}
+
+// estimate returns the bytes of a root made of these packages, with the
+// packages, the indices and the initramfs's scratch space beside it: Debian's
+// packages are about a fourth of what they unpack to.
+func estimate(plan []uri) int64 {
+	n := int64(512 << 20)
+	for _, u := range plan {
+		n += 5 * u.Size
+	}
+	return n
+}
+
+// tarWriter writes the tree's tar, hashes it, and has the kernel start writing
+// it to disk at once, so that the flush at the end is short.
+type tarWriter struct {
+	f       *os.File
+	size    int64
+	started int64
+	hash    interface {
+		io.Writer
+		Sum([]byte) []byte
+	}
+	err error
+}
+
+func (w *tarWriter) Write(p []byte) (int, error) {
+	if w.hash == nil {
+		w.hash = sha256.New()
+	}
+	n, err := w.f.Write(p)
+	w.hash.Write(p[:n])
+	w.size += int64(n)
+	if const8 := int64(8 << 20); w.size-w.started >= const8 {
+		// an optimisation: where it is not known, Sync does all of it
+		unix.SyncFileRange(int(w.f.Fd()), w.started, w.size-w.started, unix.SYNC_FILE_RANGE_WRITE)
+		w.started = w.size
+	}
+	if err != nil && w.err == nil {
+		w.err = err
+	}
+	return n, err
+}
+
+func (w *tarWriter) digest() (d diskimage.Digest) {
+	if w.hash != nil {
+		w.hash.Sum(d[:0])
+	}
+	return d
+}

@@ -1,0 +1,28 @@
+# Runs as --customize-hook with the finished root as $1.
+set -eu
+root=$1
+
+# The kernel's own hook was told INITRD=No, and the trigger that ran once at the
+# end made an initramfs for one kernel at most: make those that are missing.
+for kernel in "$root"/boot/vmlinuz-*; do
+	[ -f "$kernel" ] || continue
+	version=${kernel##*/vmlinuz-}
+	if [ -x "$root/usr/sbin/update-initramfs" ] && [ ! -e "$root/boot/initrd.img-$version" ]; then
+		chroot "$root" update-initramfs -c -k "$version"
+	fi
+	echo "kernel $version" >&3
+done
+dpkg-query --admindir="$root/var/lib/dpkg" -W \
+	-f='package ${Package} ${Version} ${Architecture} ${db:Status-Status}\n' >&3
+
+cd "$root/var/cache/apt/archives"
+echo debs >&3
+for f in *.deb; do
+	[ ! -f "$f" ] || grep -qxF -e "$f" "$root/tmp/imgpipe.had" || echo "$f"
+done >"$root/tmp/imgpipe.new"
+tar -cf - -T "$root/tmp/imgpipe.new" >&3
+
+rm -rf "$root"/var/cache/apt/archives/*.deb "$root"/var/cache/apt/archives/partial/* \
+	"$root"/var/cache/apt/*.bin "$root"/var/lib/apt/lists/* \
+	"$root/etc/dpkg/dpkg.cfg.d/00imgpipe"
+echo done >&3

@@ -1,0 +1,46 @@
+# Runs as --setup-hook with the new root as $1, before anything is downloaded.
+# Talks with imgpipe: descriptor 3 goes out, 4 comes in (see talk.go).
+set -eu
+root=$1
+lists=$root/var/lib/apt/lists
+archives=$root/var/cache/apt/archives
+export APT_CONFIG="$MMDEBSTRAP_APT_CONFIG"
+
+# Maintainer scripts must not see whose machine this is. mmdebstrap has made a
+# UTS namespace of its own only in this mode; in root mode imgpipe has.
+[ "$MMDEBSTRAP_MODE" != unshare ] || hostname localhost
+echo localhost >"$root/etc/hostname"
+: >"$root/etc/resolv.conf"
+chmod 0644 "$root/etc/hostname" "$root/etc/resolv.conf"
+mkdir -p "$root/etc/dpkg/dpkg.cfg.d" "$archives/partial"
+echo force-unsafe-io >"$root/etc/dpkg/dpkg.cfg.d/00imgpipe"
+
+# the last indices of these sources, so that only news is fetched
+read -r size <&4
+[ "$size" = 0 ] || head -c "$size" <&4 | tar -xf - -C "$lists"
+apt-get update --error-on=any
+cd "$lists"
+for f in *Release; do
+	[ ! -f "$f" ] || echo "source $(sha256sum <"$f" | cut -d ' ' -f 1) $f" >&3
+done
+echo updated >&3
+
+read -r answer <&4
+[ "$answer" != stop ] || exit 3
+if [ "$answer" = send ]; then
+	find . -maxdepth 1 -type f ! -name lock -print0 | tar -cf - --null -T - >&3
+	read -r answer <&4
+fi
+set -f
+# shellcheck disable=SC2086
+apt-get -qq -y -o Acquire::ForceHash=SHA256 --print-uris install $answer >"$root/tmp/imgpipe.uris"
+set +f
+sed 's/^/uri /' <"$root/tmp/imgpipe.uris" >&3
+echo planned >&3
+
+# what the cache has of them; the rest is downloaded by apt as usual
+read -r answer <&4
+[ "$answer" != stop ] || exit 3
+cd "$archives"
+tar -xf - <&4
+ls >"$root/tmp/imgpipe.had"
