@@ -1,0 +1,205 @@
+package deliver
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"iter"
+
+	"github.com/imgpipe/imgpipe/pkg/diskimage"
+)
+
+// Action is what is done with a stretch of the target.
+type Action uint8
+
+// The actions.
+const (
+	Skip       Action = iota // it already is what it shall be
+	Zero                     // make it zeros
+	Fetch                    // from the source
+	PutOverlay               // bytes computed or given for this machine
+)
+
+var actionNames = [...]string{"skip", "zero", "fetch", "overlay"}
+
+// String returns one lower-case word.
+func (a Action) String() string { return actionNames[a] }
+
+// MarshalText implements encoding.TextMarshaler.
+func (a Action) MarshalText() ([]byte, error) { return []byte(a.String()), nil }
+
+// Plan is what Apply will do. Its steps tile the image and the overlays beyond
+// it; the rest of the target is left alone. It holds no open files and may be
+// kept, printed, and thrown away.
+type Plan struct {
+	want    *Want
+	have    *Have
+	actions []Action           // one for each piece of want
+	clear   []diskimage.Extent // zeroed first; [0, one sector) leads
+	empty   bool
+}
+
+// Step is a stretch of the target and what is done with it.
+type Step struct {
+	diskimage.Extent
+	Action Action `json:"action"`
+	Commit bool   `json:"commit,omitempty"` // written last, after everything else was verified
+}
+
+// NewPlan decides what to do so that a target which holds have becomes want.
+// It does no I/O. A nil Have means that nothing is known: everything is written.
+func NewPlan(want *Want, have *Have) (*Plan, error) {
+	if !want.resolved() {
+		return nil, finish(context.Background(), errors.New("plan: chunks under an overlay were not fetched: call Resolve first"), StateUntouched)
+	}
+	if have == nil {
+		have = &Have{}
+	}
+	if have.equal == nil {
+		have = &Have{equal: make([]bool, len(want.pieces)), stale: have.stale, looked: have.looked, before: have.before}
+	}
+	if len(have.equal) != len(want.pieces) {
+		return nil, finish(context.Background(), errors.New("plan: what the target has was found for another want"), StateUntouched)
+	}
+	p := &Plan{want: want, have: have, actions: make([]Action, len(want.pieces)), empty: true}
+	for i := range want.pieces {
+		p.empty = p.empty && have.equal[i]
+	}
+	for _, e := range have.stale {
+		p.empty = p.empty && want.covers(e)
+	}
+	if p.empty {
+		return p, nil
+	}
+	p.planClear()
+	for i, piece := range want.pieces {
+		if have.equal[i] && !piece.commit && !p.cleared(piece.Extent) {
+			continue
+		}
+		p.actions[i] = [...]Action{zeros: Zero, chunk: Fetch, overlay: PutOverlay}[piece.kind]
+	}
+	return p, nil
+}
+
+// planClear lists what is zeroed first: the switch, then whatever else firmware
+// or a kernel could take for a way in.
+func (p *Plan) planClear() {
+	w := p.want
+	sector := w.target.SectorSize
+	p.clear = append(p.clear, diskimage.Extent{Len: min(sector, w.target.Size)})
+	if w.head > sector {
+		p.clear = append(p.clear, diskimage.Extent{Off: sector, Len: w.head - sector})
+	}
+	if tail := (diskimage.Extent{Off: max(w.tail.Off, w.head), Len: w.tail.End() - max(w.tail.Off, w.head)}); tail.Len > 0 {
+		p.clear = append(p.clear, tail)
+	}
+	for _, e := range p.have.stale {
+		if !p.cleared(e) {
+			p.clear = append(p.clear, e)
+		}
+	}
+}
+
+// cleared reports whether the clear phase touches e.
+func (p *Plan) cleared(e diskimage.Extent) bool {
+	for _, c := range p.clear {
+		if c.Overlaps(e) {
+			return true
+		}
+	}
+	return false
+}
+
+// covers reports whether all of e is in pieces.
+func (w *Want) covers(e diskimage.Extent) bool {
+	n := int64(0)
+	for _, p := range w.pieces[w.find(e.Off):] {
+		if p.Off >= e.End() {
+			break
+		}
+		n += p.Intersect(e).Len
+	}
+	return n == e.Len
+}
+
+// Empty reports whether the target is already what it shall be.
+func (p *Plan) Empty() bool { return p.empty }
+
+// Clear returns what is zeroed before anything else: LBA 0 leads and is
+// durable before the others are touched.
+func (p *Plan) Clear() []diskimage.Extent { return p.clear }
+
+// Steps yields what is done, in the order of the disk, neighbours with the same
+// action joined.
+func (p *Plan) Steps() iter.Seq[Step] {
+	return func(yield func(Step) bool) {
+		var s Step
+		for i, piece := range p.want.pieces {
+			if s.Len > 0 && s.Action == p.actions[i] && s.Commit == p.commits(i) && s.End() == piece.Off {
+				s.Len += piece.Len
+				continue
+			}
+			if s.Len > 0 && !yield(s) {
+				return
+			}
+			s = Step{piece.Extent, p.actions[i], p.commits(i)}
+		}
+		if s.Len > 0 {
+			yield(s)
+		}
+	}
+}
+
+func (p *Plan) commits(i int) bool { return !p.empty && p.want.pieces[i].commit }
+
+// Bytes returns how many bytes of the target have the given action.
+func (p *Plan) Bytes(a Action) (n int64) {
+	for i, piece := range p.want.pieces {
+		if p.actions[i] == a {
+			n += piece.Len
+		}
+	}
+	return n
+}
+
+// FetchSize returns how many compressed bytes of the image will be asked for,
+// not counting what lies between frames and is read along.
+func (p *Plan) FetchSize() (n int64) {
+	for i, piece := range p.want.pieces {
+		if p.actions[i] == Fetch {
+			n += p.want.index.Chunks[piece.ref].Frame.Len
+		}
+	}
+	return n
+}
+
+// Summary is a plan in short, for --dry-run.
+type Summary struct {
+	Target  TargetInfo         `json:"target"`
+	Empty   bool               `json:"empty"` // nothing to do
+	Skip    int64              `json:"skip"`  // bytes of the target
+	Zero    int64              `json:"zero"`
+	Fetch   int64              `json:"fetch"`
+	Overlay int64              `json:"overlay"`
+	Wire    int64              `json:"wire"` // compressed bytes to fetch
+	Clear   []diskimage.Extent `json:"clear,omitempty"`
+	Before  TableSummary       `json:"before"` // the partition table found on the target
+	After   TableSummary       `json:"after"`
+}
+
+// Summary counts.
+func (p *Plan) Summary() Summary {
+	return Summary{
+		Target: p.want.target, Empty: p.empty, Clear: p.clear, Wire: p.FetchSize(),
+		Skip: p.Bytes(Skip), Zero: p.Bytes(Zero), Fetch: p.Bytes(Fetch), Overlay: p.Bytes(PutOverlay),
+		Before: p.have.before, After: Summarize(p.want.table),
+	}
+}
+
+// String gives the summary in one line.
+func (s Summary) String() string {
+	if s.Empty {
+		return fmt.Sprintf("nothing to do: all %d bytes are already there", s.Skip)
+	}
+	return fmt.Sprintf("skip %d, zero %d, fetch %d (%d on the wire), overlay %d bytes", s.Skip, s.Zero, s.Fetch, s.Wire, s.Overlay)
+}

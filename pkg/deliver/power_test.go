@@ -1,0 +1,229 @@
+package deliver_test
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"testing"
+
+	"github.com/imgpipe/imgpipe/pkg/deliver"
+	"github.com/imgpipe/imgpipe/pkg/deliver/delivertest"
+)
+
+// invariant is what must hold of a disk at every moment: it is what it was
+// before, or it does not boot, or it is the image. The model of booting is
+// severe: whatever is not zero in LBA 0 boots.
+func invariant(state, before, want []byte, sector int64) error {
+	switch {
+	case bytes.Equal(state[:sector], make([]byte, sector)):
+		return nil
+	case bytes.Equal(state, before), bytes.Equal(state, want):
+		return nil
+	}
+	return fmt.Errorf("LBA 0 is %.16x…, and the disk differs from what was before at %d, from the image at %d",
+		state[:sector], firstDifference(state, before), firstDifference(state, want))
+}
+
+// TestPowerCut cuts the power after every operation, on disks of every kind,
+// and again while the disk that is left is written, and once more.
+func TestPowerCut(t *testing.T) {
+	for _, sector := range []int64{512, 4096} {
+		for _, size := range []int64{4 * mib, 5 * mib} {
+			old := newScene(t, sector, size)
+			older := old.expected(t, dirty(size))
+			copy(older[2*mib:], "an older release")
+			same := old.expected(t, dirty(size))
+			same[2*mib+128<<10] ^= 1 // in the body only: ESP, superblock and tail are equal already
+			for name, before := range map[string][]byte{
+				"dirty": dirty(size), "another system": bootable(t, size, sector), "an older release": older, "one bit of drift": same,
+			} {
+				t.Run(fmt.Sprintf("%d/%d/%s", sector, size, name), func(t *testing.T) {
+					t.Parallel()
+					s := newScene(t, sector, size)
+					s.overlays = nil
+					cuts := cutEverywhere(t, s, before, 3)
+					t.Logf("%d states", cuts)
+				})
+			}
+		}
+	}
+}
+
+// cutEverywhere writes the scene onto a disk that holds before, checks all
+// states that a cut may leave, and does the same with some of those states.
+func cutEverywhere(t *testing.T, s *scene, before []byte, depth int) (states int) {
+	t.Helper()
+	disk := delivertest.NewDisk(before, s.sector)
+	if _, err := deliver.Apply(ctx, s.plan(t, disk), s.source, disk, deliver.Options{Workers: 2}); err != nil {
+		t.Fatal(err)
+	}
+	want := s.expected(t, before)
+	equalDisks(t, "disk", disk.Content(), want)
+	var again [][]byte
+	disk.PowerCuts(uint64(depth), func(c delivertest.Cut) {
+		states++
+		if err := invariant(c.State, before, want, s.sector); err != nil {
+			t.Fatalf("%v: %v", c, err)
+		}
+		if depth > 1 && states%60 == 7 && len(again) < 4 {
+			again = append(again, bytes.Clone(c.State))
+		}
+	})
+	for _, b := range again {
+		states += cutEverywhere(t, s, b, depth-1)
+	}
+	return states
+}
+
+// TestOrder says where the syncs are: what is on either side of one may not
+// pass it.
+func TestOrder(t *testing.T) {
+	s := newScene(t, 512, 8*mib)
+	before := bootable(t, s.size, 512)
+	disk := delivertest.NewDisk(before, 512)
+	if _, err := deliver.Apply(ctx, s.plan(t, disk), s.source, disk, deliver.Options{}); err != nil {
+		t.Fatal(err)
+	}
+	const tail = 8*mib - 33*512
+	in := func(from, to int64) func(delivertest.Op) bool {
+		return func(op delivertest.Op) bool { return op.Off >= from && op.End() <= to }
+	}
+	or := func(a, b func(delivertest.Op) bool) func(delivertest.Op) bool {
+		return func(op delivertest.Op) bool { return a(op) || b(op) }
+	}
+	order := []struct {
+		name string
+		may  func(delivertest.Op) bool
+	}{
+		{"clear LBA 0", in(0, 512)},
+		{"clear the rest", or(in(512, mib), in(tail, 8*mib))},
+		{"body", in(mib, 4*mib)},
+		{"commit the rest", or(in(512, mib), in(tail, 8*mib))},
+		{"commit LBA 0", in(0, 512)},
+	}
+	k, n := 0, 0
+	for _, op := range disk.Trace() {
+		if op.Kind == delivertest.Flush {
+			if n == 0 {
+				t.Errorf("%s: flushed, but nothing was written", order[k].name)
+			}
+			k, n = k+1, 0
+			continue
+		}
+		if k == len(order) || !order[k].may(op) {
+			t.Fatalf("after %d syncs: %s %v", k, op.Kind, op.Extent)
+		}
+		n++
+	}
+	if k != len(order) {
+		t.Errorf("%d syncs, want %d", k, len(order))
+	}
+}
+
+// TestResumeRefetchesNothing stops a run at every write and starts again: what
+// was written and kept is not fetched a second time.
+func TestResumeRefetchesNothing(t *testing.T) {
+	before := dirty(8 * mib)
+	total := func(s *scene, disk *delivertest.Disk) (body int64) {
+		for step := range s.plan(t, disk).Steps() {
+			if step.Action == deliver.Fetch && !step.Commit {
+				body += step.Len
+			}
+		}
+		return body
+	}
+	s := newScene(t, 512, 8*mib)
+	full := total(s, delivertest.NewDisk(before, 512))
+	for n := 1; ; n++ {
+		disk := delivertest.NewDisk(before, 512)
+		plan := s.plan(t, disk)
+		writes := 0
+		kept := int64(0)
+		disk.Fault = func(op delivertest.Op) error {
+			if op.Kind == delivertest.Write && op.Off >= mib && op.Off < 4*mib {
+				if writes++; writes > n {
+					return errors.New("killed")
+				}
+				kept += op.Len
+			}
+			return nil
+		}
+		if _, err := deliver.Apply(ctx, plan, s.source, disk, deliver.Options{Workers: 1}); err == nil {
+			break
+		}
+		disk.Fault = nil
+		if got := total(s, disk); got != full-kept {
+			t.Fatalf("killed after %d writes, which hold %d of %d bytes: fetches %d again", n, kept, full, got)
+		}
+		if _, err := deliver.Apply(ctx, s.plan(t, disk), s.source, disk, deliver.Options{}); err != nil {
+			t.Fatal(err)
+		}
+		equalDisks(t, "disk", disk.Content(), s.expected(t, before))
+	}
+}
+
+// TestEIO fails every operation once, with and without a torn write.
+func TestEIO(t *testing.T) {
+	eio := errors.New("input/output error")
+	before := bootable(t, 5*mib, 512)
+	clean := newScene(t, 512, 5*mib)
+	want := clean.expected(t, before)
+	for _, torn := range []bool{false, true} {
+		for _, forGood := range []bool{false, true} {
+			for n := 0; ; n++ {
+				s := clean
+				disk := delivertest.NewDisk(before, 512)
+				disk.Torn = torn
+				hit := false
+				disk.Fault = func(op delivertest.Op) error {
+					if op.N == n || forGood && op.N > n {
+						hit = true
+						return eio
+					}
+					return nil
+				}
+				w := s.want(t)
+				have, err := deliver.Look(ctx, w, disk, deliver.Options{Workers: 1})
+				state := deliver.StateUntouched
+				if err == nil {
+					plan, planErr := deliver.NewPlan(w, have)
+					if planErr != nil {
+						t.Fatal(planErr)
+					}
+					var report *deliver.Report
+					report, err = deliver.Apply(ctx, plan, s.source, disk, deliver.Options{Workers: 1})
+					state = report.State
+				}
+				if !hit {
+					break
+				}
+				if err == nil && bytes.Equal(disk.Content(), want) {
+					continue // reading the old table is not worth failing for
+				}
+				e, ok := errors.AsType[*deliver.Error](err)
+				if !ok || !errors.Is(err, eio) || e.Problem != deliver.ProblemWrite || e.State != state {
+					t.Fatalf("EIO at %d: %v", n, err)
+				}
+				now := disk.Content()
+				if err := invariant(now, before, want, 512); err != nil {
+					t.Fatalf("EIO at %d, torn %v, says %s: %v", n, torn, e.State, err)
+				}
+				switch zeroBoot := bytes.Equal(now[:512], make([]byte, 512)); e.State {
+				case deliver.StateUntouched:
+					equalDisks(t, "untouched disk", now, before)
+				case deliver.StateNotBootable:
+					if !zeroBoot {
+						t.Fatalf("EIO at %d: says it does not boot, LBA 0 is %.16x", n, now)
+					}
+				case deliver.StateComplete:
+					t.Fatalf("EIO at %d: says complete", n)
+				}
+				disk.PowerCutNow(1, func(c delivertest.Cut) {
+					if err := invariant(c.State, before, want, 512); err != nil {
+						t.Fatalf("EIO at %d, then %v: %v", n, c, err)
+					}
+				})
+			}
+		}
+	}
+}

@@ -1,0 +1,80 @@
+package deliver
+
+import (
+	"sync/atomic"
+	"time"
+)
+
+// Phase is what Apply, or a function around it, is doing.
+type Phase int32
+
+// The phases, in order.
+const (
+	PhaseLook   Phase = iota // hashing what the target holds
+	PhaseClear               // making it not bootable
+	PhaseBody                // writing
+	PhaseVerify              // reading back
+	PhaseCommit              // making it bootable
+	PhaseDone
+)
+
+var phaseNames = [...]string{"look", "clear", "body", "verify", "commit", "done"}
+
+// String returns one lower-case word.
+func (p Phase) String() string { return phaseNames[p] }
+
+// Progress is counters that someone may show while work goes on. All are
+// bytes. Nobody waits for whoever shows them.
+type Progress struct {
+	phase    atomic.Int32
+	Looked   atomic.Int64 // read by Look and Check
+	Fetched  atomic.Int64 // from the source, compressed
+	Written  atomic.Int64 // data, to the target
+	Zeroed   atomic.Int64
+	ReadBack atomic.Int64
+}
+
+// Phase returns what is being done.
+func (p *Progress) Phase() Phase { return Phase(p.phase.Load()) }
+
+// meter is one call's measurements: the counters and where time went.
+type meter struct {
+	*Progress
+	now                 func() time.Time
+	source, cores, disk atomic.Int64 // nanoseconds that workers spent, summed
+	decoded, overlaid   atomic.Int64
+	retries             atomic.Int64
+	phases              []PhaseTime
+	began               time.Time
+}
+
+func newMeter(o Options) *meter {
+	m := &meter{Progress: o.Progress, now: o.Now}
+	if m.Progress == nil {
+		m.Progress = &Progress{}
+	}
+	if m.now == nil {
+		m.now = func() time.Time { return time.Time{} }
+	}
+	return m
+}
+
+// enter ends the running phase and starts the next.
+func (m *meter) enter(p Phase) {
+	now := m.now()
+	if n := len(m.phases); n > 0 {
+		m.phases[n-1].Seconds = now.Sub(m.began).Seconds()
+	}
+	m.began = now
+	m.phase.Store(int32(p))
+	if p != PhaseDone {
+		m.phases = append(m.phases, PhaseTime{Phase: p.String()})
+	}
+}
+
+// lap adds the time since start to where, and returns now.
+func (m *meter) lap(where *atomic.Int64, start time.Time) time.Time {
+	now := m.now()
+	where.Add(int64(now.Sub(start)))
+	return now
+}

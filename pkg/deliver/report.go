@@ -1,0 +1,89 @@
+package deliver
+
+import (
+	"github.com/imgpipe/imgpipe/pkg/diskimage"
+)
+
+// Report is what Apply did. It is filled in as far as things went when Apply
+// fails, too. Byte counts are int64 bytes; times need Options.Now.
+type Report struct {
+	DiskDigest diskimage.Digest `json:"diskDigest"` // of the image: Index.DiskDigest
+	State      State            `json:"state"`
+	Target     TargetInfo       `json:"target"`
+	Bytes      Bytes            `json:"bytes"`
+	Phases     []PhaseTime      `json:"phases,omitempty"`
+	ReadBack   ReadMode         `json:"readback,omitempty"` // empty: nothing was written
+	Limit      string           `json:"limit,omitempty"`    // what took the most time: wire, cores or disk
+	Retries    int64            `json:"retries"`            // of fetches
+	Before     TableSummary     `json:"before"`             // the partition table found on the target
+	After      TableSummary     `json:"after"`              // the one it shall have
+}
+
+// Bytes says where the bytes of the target came from.
+type Bytes struct {
+	Looked   int64 `json:"looked"`   // read to find what is already there
+	Skipped  int64 `json:"skipped"`  // already there
+	Fetched  int64 `json:"fetched"`  // over the wire, compressed
+	Decoded  int64 `json:"decoded"`  // the same, plain
+	Overlay  int64 `json:"overlay"`  // bytes that overlays had a part in
+	Written  int64 `json:"written"`  // data written
+	Zeroed   int64 `json:"zeroed"`   // made zeros without sending data, where the target can
+	ReadBack int64 `json:"readback"` // read after the flush and compared
+}
+
+// PhaseTime is how long a phase took.
+type PhaseTime struct {
+	Phase   string  `json:"phase"`
+	Seconds float64 `json:"seconds"`
+}
+
+// TableSummary is a partition table in short. The zero value means none.
+type TableSummary struct {
+	DiskGUID   *diskimage.GUID    `json:"diskGUID,omitempty"`
+	Partitions []PartitionSummary `json:"partitions,omitempty"`
+}
+
+// PartitionSummary is one partition of a TableSummary.
+type PartitionSummary struct {
+	Name   string           `json:"name"`
+	Extent diskimage.Extent `json:"extent"`
+}
+
+// Summarize returns a table in short; nil gives the zero value.
+func Summarize(t *diskimage.Table) (s TableSummary) {
+	if t == nil {
+		return s
+	}
+	id := t.DiskGUID
+	s.DiskGUID = &id
+	for _, p := range t.Partitions {
+		s.Partitions = append(s.Partitions, PartitionSummary{p.Name, p.Extent})
+	}
+	return s
+}
+
+// report takes stock.
+func (m *meter) report(p *Plan, state State) *Report {
+	m.enter(PhaseDone)
+	r := &Report{
+		DiskDigest: p.want.index.DiskDigest, State: state, Target: p.want.target, Phases: m.phases,
+		Bytes: Bytes{
+			Looked: p.have.looked, Skipped: p.Bytes(Skip), Fetched: m.Fetched.Load(), Decoded: m.decoded.Load(),
+			Overlay: m.overlaid.Load(), Written: m.Written.Load(), Zeroed: m.Zeroed.Load(), ReadBack: m.ReadBack.Load(),
+		},
+		Retries: m.retries.Load(), Before: p.have.before, After: Summarize(p.want.table),
+	}
+	if !p.Empty() {
+		wire, cores, disk := m.source.Load(), m.cores.Load(), m.disk.Load()
+		switch longest := max(wire, cores, disk); {
+		case longest == 0:
+		case longest == wire:
+			r.Limit = "wire"
+		case longest == cores:
+			r.Limit = "cores"
+		default:
+			r.Limit = "disk"
+		}
+	}
+	return r
+}
