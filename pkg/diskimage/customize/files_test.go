@@ -117,7 +117,7 @@ func TestSources(t *testing.T) {
 	if tr.Get("/opt/new/run") == tr.Get("/opt/new/run2") {
 		t.Error("hard links of the host became hard links")
 	}
-	if got := tr.Get("/opt/big").Data.Extents(); len(got) != 1 || got[0] != (diskimage.Extent{Off: 0, Len: 8 << 20}) {
+	if got := tr.Get("/opt/big").Data.Extents(); len(got) != 1 || got[0] != (diskimage.Extent{Off: 0, Len: 1 << 20}) {
 		t.Errorf("extents %v follow the host's filesystem", got)
 	}
 	for e := range tr.Below("/opt/new") {
