@@ -14,8 +14,8 @@ import (
 
 // The tools that write such files judge.
 func TestOpenCompressed(t *testing.T) {
-	plain := archive(t, entry("f", "a", strings.Repeat("compress me ", 100_000)))
-	for _, args := range [][]string{{"cat"}, {"gzip", "-9"}, {"zstd", "-q"}, {"zstd", "-q", "--long=27"}, {"xz", "-1"}, {"xz", "-9"}, {"xz", "-T2", "--block-size=100000"},
+	plain := archive(t, entry("f", "a", strings.Repeat("compress me ", 20_000)))
+	for _, args := range [][]string{{"cat"}, {"gzip", "-9"}, {"zstd", "-q"}, {"zstd", "-q", "--long=27"}, {"xz", "-1"}, {"xz", "-9"}, {"xz", "-T2", "--block-size=50000"},
 		{"xz", "--check=none"}, {"bzip2"}} {
 		t.Run(strings.Join(args, " "), func(t *testing.T) {
 			if _, err := exec.LookPath(args[0]); err != nil {

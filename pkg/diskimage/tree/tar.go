@@ -27,8 +27,9 @@ const MaxEntries = 4 << 20
 // gaps between Extents. A later entry replaces an earlier one; a directory keeps
 // its children. An absolute name is taken from the root; a name that leaves the
 // tree is an error that names the entry. A parent that is a symlink is followed
-// inside the tree. POSIX ACLs in text form (SCHILY.acl) are an error, since
-// losing them in silence would widen access.
+// inside the tree. A POSIX ACL that is there as text only (SCHILY.acl, without the
+// xattr) and says more than the mode is an error: to lose it in silence would
+// change who has access.
 func FromTar(r io.ReaderAt, size int64) (*Tree, error) {
 	t := New()
 	if err := t.ApplyTar(r, size); err != nil {
@@ -222,8 +223,8 @@ func tarXattrs(records map[string]string) (map[string]string, error) {
 			name = xattrUnescape.Replace(name)
 		case k == paxSelinux:
 			name = "security.selinux"
-		case strings.HasPrefix(k, paxACL):
-			return nil, fmt.Errorf("a POSIX ACL as text (%s) is not supported: write the archive with --xattrs instead of --acls", k)
+		case strings.HasPrefix(k, paxACL) && !redundantACL(records, k):
+			return nil, fmt.Errorf("a POSIX ACL as text (%s) is not supported: write the archive with --xattrs --xattrs-include='*'", k)
 		default:
 			continue
 		}
@@ -233,6 +234,22 @@ func tarXattrs(records map[string]string) (map[string]string, error) {
 		xattrs[name] = v
 	}
 	return xattrs, nil
+}
+
+// redundantACL reports whether an ACL in text form says nothing that the xattr
+// beside it or the mode does not say.
+func redundantACL(records map[string]string, key string) bool {
+	which := key[len(paxACL):]
+	if _, ok := records[paxXattr+"system.posix_acl_"+which]; ok {
+		return true
+	}
+	for entry := range strings.FieldsFuncSeq(records[key], func(r rune) bool { return r == '\n' || r == ',' }) {
+		base := strings.HasPrefix(entry, "user::") || strings.HasPrefix(entry, "group::") || strings.HasPrefix(entry, "other::")
+		if which != "access" || !base {
+			return false
+		}
+	}
+	return true
 }
 
 // tarData returns the contents of a file, which start at c.

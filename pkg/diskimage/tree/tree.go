@@ -247,7 +247,8 @@ func (t *Tree) Remove(p string) bool {
 // Resolve returns the path that p names after every symlink on the way, the
 // last element included, is followed inside the tree: an absolute target starts
 // at the tree's root, and ".." stops there, as in a chroot. What does not exist
-// is kept literally, so that a caller can create it.
+// is kept literally, so that a caller can create it. The result is a clean path;
+// one that is too long, as CleanPath says, is an error.
 func (t *Tree) Resolve(p string) (string, error) {
 	if strings.IndexByte(p, 0) >= 0 {
 		return "", fmt.Errorf("path %q contains a NUL byte", p)
@@ -285,7 +286,7 @@ func (t *Tree) Resolve(p string) (string, error) {
 		slices.Reverse(target)
 		pending = append(pending, target...)
 	}
-	return "/" + strings.Join(names, "/"), nil
+	return CleanPath("/" + strings.Join(names, "/")) // a target may have been too long
 }
 
 // ResolveParent is Resolve for all but the last element: where a new file of
@@ -299,7 +300,7 @@ func (t *Tree) ResolveParent(p string) (string, error) {
 	if dir, err = t.Resolve(dir); err != nil {
 		return "", err
 	}
-	return path.Join(dir, name), nil
+	return CleanPath(dir + "/" + name)
 }
 
 // All yields every entry, a directory before what it holds, siblings in byte
