@@ -30,7 +30,7 @@ var fatLabel = regexp.MustCompile(`^[A-Z0-9_-]{1,11}$`)
 // disk checks the layout and fills the defaults of partitions.
 func (c *checker) disk() {
 	d := &c.r.Disk
-	c.multiple("disk.size", d.Size)
+	whole := c.multiple("disk.size", d.Size)
 	if len(d.Partitions) == 0 {
 		if c.r.has("disk.partitions") && !c.bad.has("disk.partitions") {
 			c.report("disk.partitions", "is empty; an image has an esp and a root")
@@ -51,7 +51,7 @@ func (c *checker) disk() {
 		byType[p.Type] = append(byType[p.Type], field)
 		c.partition(p, field)
 	}
-	if d.Size != 0 && fixed > d.Size {
+	if d.Size != 0 && whole && fixed > d.Size {
 		c.report("disk.size", "%s is too small: the partitions and 1MiB at either end need %s", formatSize(d.Size), formatSize(fixed))
 	}
 	for _, want := range []string{"esp", "root"} {
@@ -153,7 +153,7 @@ func (c *checker) mounts() {
 			p.Mount = "/"
 		}
 		switch other, ok := taken[p.Mount]; {
-		case p.Mount == "" || p.Type == "":
+		case p.Mount == "" || p.Type == "" || p.Type == "root" && p.Mount == "/":
 			continue
 		case p.Type == "root" && p.Mount != "/":
 			c.report(at, "the root is mounted at /")

@@ -119,8 +119,7 @@ func (m *mistakes) err() error {
 		return nil
 	}
 	slices.SortStableFunc(m.list, func(a, b *Error) int {
-		return cmp.Or(strings.Compare(a.Pos.File, b.Pos.File), cmp.Compare(a.Pos.Line, b.Pos.Line),
-			cmp.Compare(a.Pos.Col, b.Pos.Col), strings.Compare(a.Field, b.Field), strings.Compare(a.Problem, b.Problem))
+		return cmp.Or(strings.Compare(a.Pos.File, b.Pos.File), cmp.Compare(a.Pos.Line, b.Pos.Line), cmp.Compare(a.Pos.Col, b.Pos.Col))
 	})
 	if m.more > 0 {
 		last := m.list[len(m.list)-1]

@@ -52,11 +52,11 @@ func mergeMap(s *shape, out, over *node) {
 
 // mergeList lays the items of over on those that out has. Scalars are the same
 // if their text is, maps if their key field is; the same twice in one list is a
-// mistake.
+// mistake. A list that is not wanted here is left as it is, to be reported.
 func mergeList(s *shape, out, over *node) {
-	var item *shape
-	if s != nil && s.kind == list {
-		item = s.item
+	if s == nil || s.kind != list {
+		out.items = over.items
+		return
 	}
 	index := make(map[string]int, len(out.items))
 	for i, n := range out.items {
@@ -74,9 +74,9 @@ func mergeList(s *shape, out, over *node) {
 		}
 		if !named || !known {
 			i = len(out.items)
-			out.items = append(out.items, merge(item, nil, n))
+			out.items = append(out.items, merge(s.item, nil, n))
 		} else if i < inherited && n.kind == mapping {
-			out.items[i] = merge(item, out.items[i], n)
+			out.items[i] = merge(s.item, out.items[i], n)
 		}
 		if named {
 			index[name], seen[i] = i, n.pos
@@ -90,7 +90,7 @@ func identity(s *shape, n *node) (string, bool) {
 	if n.kind == scalar {
 		return n.text, true
 	}
-	if s == nil || s.key == "" || n.kind != mapping {
+	if s.key == "" || n.kind != mapping {
 		return "", false
 	}
 	e := n.get(s.key)

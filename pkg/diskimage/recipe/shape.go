@@ -93,7 +93,7 @@ func (s *scalarShape) read(n *node) (v any, problem string) {
 	switch {
 	case s.enum != nil:
 		if !slices.Contains(s.enum, n.text) {
-			return nil, fmt.Sprintf("%q is not %s%s", clip(n.text), s.want, didYouMean(n.text, s.enum))
+			return nil, fmt.Sprintf("%q is not %s%s", clip(n.text), s.want, nearest(n.text, s.enum))
 		}
 	case s.max > 0 && utf8.RuneCountInString(n.text) > s.max:
 		return nil, fmt.Sprintf("%q is longer than %d characters", clip(n.text), s.max)
@@ -124,6 +124,8 @@ func (s *scalarShape) checkClass(n *node) string {
 		return fmt.Sprintf("is empty; want %s, or leave the key out", s.want)
 	case s.class&n.class != 0, n.expanded:
 		return ""
+	case s.class&text != 0 && s.pattern != nil && !s.pattern.MatchString(n.text):
+		return fmt.Sprintf("%q is not %s", clip(n.text), s.want)
 	case s.class&text != 0:
 		return fmt.Sprintf("is %v to YAML; put it in quotes: %q", n.class, clip(n.text))
 	}

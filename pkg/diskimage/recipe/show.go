@@ -51,7 +51,11 @@ func (r *Recipe) canonicalMap(s *shape, v reflect.Value, path string) map[string
 		if f.local || isEmpty(out) {
 			continue
 		}
-		m[f.name] = r.canonical(f.shape, out, join(path, f.name))
+		c := r.canonical(f.shape, out, join(path, f.name))
+		if inner, ok := c.(map[string]any); ok && len(inner) == 0 {
+			continue // systemd: {enable: []}
+		}
+		m[f.name] = c
 	}
 	return m
 }

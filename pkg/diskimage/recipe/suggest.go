@@ -8,22 +8,30 @@ import (
 // didYouMean returns what to say after "unknown …": the nearest of the known
 // names, or all of them if none is near and they are few.
 func didYouMean(name string, known []string) string {
+	if s := nearest(name, known); s != "" {
+		return s
+	}
+	if len(known) == 0 || len(known) > 12 {
+		return ""
+	}
+	return "; known are " + strings.Join(known, ", ")
+}
+
+// nearest returns "; did you mean …?" with the known name that is nearest to
+// name, or "" if none is near.
+func nearest(name string, known []string) string {
 	plain := strings.NewReplacer("_", "", "-", "", " ", "")
 	folded := plain.Replace(strings.ToLower(name))
 	best, least := "", max(1, len(name)/3)+1
 	for _, k := range known {
-		target := plain.Replace(strings.ToLower(k))
-		if d := editDistance(folded, target, least); d < least {
+		if d := editDistance(folded, plain.Replace(strings.ToLower(k)), least); d < least {
 			best, least = k, d
 		}
 	}
-	switch {
-	case best != "":
-		return fmt.Sprintf("; did you mean %q?", best)
-	case len(known) > 0 && len(known) <= 12:
-		return "; known are " + strings.Join(known, ", ")
+	if best == "" {
+		return ""
 	}
-	return ""
+	return fmt.Sprintf("; did you mean %q?", best)
 }
 
 // editDistance counts the insertions, deletions, replacements and swaps of

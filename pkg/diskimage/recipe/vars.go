@@ -101,7 +101,7 @@ func (v *vars) text(s string) (out, problem string) {
 		}
 		b.WriteString(value)
 		if v.expanded += len(value); b.Len() > maxValue || v.expanded > maxExpanded {
-			return "", fmt.Sprintf("variables expand to more than %d MiB in a value or %d in the recipe", maxValue>>20, maxExpanded>>20)
+			return "", fmt.Sprintf("variables expand to more than %d MiB in a value or %d MiB in the recipe", maxValue>>20, maxExpanded>>20)
 		}
 		s = rest
 	}

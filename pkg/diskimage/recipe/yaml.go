@@ -140,6 +140,7 @@ func (r *reader) read(data []byte) (root *node) {
 	case root.replace:
 		r.bad.add(root.pos, "", "!replace before the whole recipe; leave out extends instead")
 	}
+	root.replace = false
 	root.pos = top
 	return root
 }
