@@ -63,7 +63,7 @@ func decompressor(format string, head []byte, in *bufio.Reader) (io.ReadCloser, 
 	case "gzip":
 		return gzip.NewReader(in)
 	case "zstd":
-		z, err := zstd.NewReader(in, zstd.WithDecoderMaxWindow(maxWindow), zstd.WithDecoderConcurrency(2))
+		z, err := zstd.NewReader(in, zstd.WithDecoderMaxWindow(maxWindow), zstd.WithDecoderConcurrency(2), zstd.WithDecoderLowmem(true))
 		if err != nil {
 			return nil, err
 		}

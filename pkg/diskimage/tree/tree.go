@@ -7,11 +7,20 @@
 //		fmt.Println(e.Path, e.Inode.Kind)
 //	}
 //
-// It guarantees that every path is absolute and clean, that every parent of an
-// entry is a directory, and that no operation leaves the tree, whatever its
-// symbolic links say. Owners, capabilities and device nodes are data here, so
-// they survive an ordinary user's build. A Tree is not safe for concurrent
-// modification; it is safe for concurrent reading.
+// Trees come from tars and OCI layers (FromTar, ApplyTar, ApplyLayer), from
+// directories of the host (FromDir) and from inline files (Put); Merge lays one
+// over another, RemoveGlob takes out, AssignClusters says what is laid out
+// together, Diff compares, WriteTar exports.
+//
+// It guarantees that every path is absolute, clean and of a length that Linux can
+// open, that every parent of an entry is a directory, and that no operation
+// leaves the tree, whatever its symbolic links say. Owners, capabilities and
+// device nodes are data here, so they survive an ordinary user's build. Reading a
+// tar allocates in proportion to its headers, at most MaxEntries paths. A Tree is
+// not safe for concurrent modification; it is safe for concurrent reading.
+//
+// It does not know what a filesystem can hold (the size of xattrs, the number of
+// links): the writers of filesystems do.
 package tree
 
 import (
