@@ -80,12 +80,17 @@ func (w *BlobWriter) Sum() (diskimage.Digest, int64) {
 }
 
 // Commit syncs the blob and gives it its name; Publish makes the name
-// durable. A blob that is there already is replaced, which heals a damaged one.
+// durable. A blob that is there already is replaced, which heals a damaged
+// one, unless it was found intact.
 func (w *BlobWriter) Commit() error {
 	if w.over {
 		return errors.New("commit blob: it is committed or aborted")
 	}
-	digest, _ := w.Sum()
+	digest, size := w.Sum()
+	if _, ok := w.d.intact.Load(hashOf(digest)); ok && w.d.settle(digest, size) {
+		w.Abort()
+		return nil
+	}
 	err := w.tmp.Chmod(0o644)
 	if err == nil {
 		err = w.tmp.Sync()
@@ -104,6 +109,22 @@ func (w *BlobWriter) Commit() error {
 	w.over = true
 	w.d.mu.RUnlock()
 	return err
+}
+
+// settle makes a blob that is there already as durable as one just written,
+// and reports whether it could.
+func (d *Dir) settle(digest diskimage.Digest, size int64) bool {
+	f, err := os.Open(d.blobPath(digest))
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil || info.Size() != size || f.Sync() != nil {
+		return false
+	}
+	d.dirty.Store(true)
+	return true
 }
 
 // Abort throws the blob away, unless it was committed.

@@ -38,6 +38,10 @@ type Dir struct {
 	lock  *os.File     // shared flock on blobs
 	mu    sync.RWMutex // held shared by writers of blobs, exclusively by GC
 	dirty atomic.Bool  // a blob was renamed and blobs/sha256 not synced since
+
+	// intact holds the v1.Hash of blobs that matched their digest while this
+	// Dir was open, and need not be written again.
+	intact sync.Map
 }
 
 // CreateDir opens the layout at path, and makes it first where there is none.

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/imgpipe/imgpipe/pkg/diskimage"
+	"github.com/imgpipe/imgpipe/pkg/internal/atomicfile"
 )
 
 // testDisk is a sparse disk in memory.
@@ -81,13 +82,25 @@ func small() PackOptions {
 
 func newDir(t testing.TB) *Dir {
 	t.Helper()
-	d, err := CreateDir(context.Background(), filepath.Join(t.TempDir(), "layout"))
+	d, err := createDir(context.Background(), filepath.Join(t.TempDir(), "layout"), unsynced{atomicfile.OS})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = d.Close() })
 	return d
 }
+
+// unsynced is a filesystem for tests that do not crash.
+type unsynced struct{ atomicfile.FS }
+
+type unsyncedFile struct{ atomicfile.TempFile }
+
+func (u unsynced) CreateTemp(dir, pattern string) (atomicfile.TempFile, error) {
+	f, err := u.FS.CreateTemp(dir, pattern)
+	return unsyncedFile{f}, err
+}
+func (unsynced) SyncDir(string) error { return nil }
+func (unsyncedFile) Sync() error      { return nil }
 
 func mustPack(t testing.TB, d *Dir, disk diskimage.Disk, o PackOptions, tag string) *Packed {
 	t.Helper()
@@ -274,5 +287,75 @@ func TestZeroDiskSharesOneSegment(t *testing.T) {
 	}
 	if got := readAll(t, a.Disk(context.Background())); !slices.Equal(got, make([]byte, 1<<20)) {
 		t.Error("does not read as zeros")
+	}
+}
+
+func TestPreviousChangesNothingButTheWork(t *testing.T) {
+	ctx := context.Background()
+	old := randomDisk(5, 3<<20+512)
+	changed := slices.Clone(old)
+	copy(changed[100<<10:], "a change")
+	copy(changed[2<<20:], make([]byte, 200<<10))
+	copy(changed[3<<20:], "the short last chunk")
+	for name, o := range map[string]PackOptions{
+		"same cut":         small(),
+		"another cut":      {Workers: 2, chunkSize: 16 << 10, segmentSize: 512 << 10},
+		"another chunk":    {Workers: 2, chunkSize: 32 << 10, segmentSize: 256 << 10},
+		"another compress": {Workers: 2, chunkSize: 16 << 10, segmentSize: 256 << 10, Level: 1},
+	} {
+		for _, disk := range [][]byte{old, changed, old[:1<<20]} {
+			d := newDir(t)
+			mustPack(t, d, sparse(old, 4096), small(), "old")
+			plain := mustPack(t, newDir(t), sparse(disk, 4096), o, "new")
+			o.Previous = mustOpen(t, d, "old")
+			reused := mustPack(t, d, sparse(disk, 4096), o, "new")
+			if reused.Descriptor.Digest != plain.Descriptor.Digest {
+				t.Errorf("%s: manifest %v with the previous artifact, %v without", name, reused.Descriptor.Digest, plain.Descriptor.Digest)
+			}
+			usable := name == "same cut" || name == "another cut"
+			if (reused.Reused > 0) != usable || reused.Reused == reused.Index.DataSize() && bytes.Equal(disk, changed) {
+				t.Errorf("%s: %d of %d bytes reused", name, reused.Reused, reused.Index.DataSize())
+			}
+			if err := mustOpen(t, d, "new").VerifyBlobs(ctx); err != nil {
+				t.Errorf("%s: %v", name, err)
+			}
+			o.Previous = nil
+		}
+	}
+}
+
+func TestDamagedPreviousIsNotReused(t *testing.T) {
+	disk := sparse(randomDisk(5, 3<<20), 4096)
+	for _, where := range []string{"segment", "block map"} {
+		d, clean := newDir(t), newDir(t)
+		mustPack(t, d, disk, small(), "old")
+		want := mustPack(t, clean, disk, small(), "old")
+		a := mustOpen(t, d, "old")
+		for _, s := range a.Index().Segments {
+			path := d.blobPath(s.Digest)
+			if where == "block map" {
+				path = filepath.Join(d.Path(), "blobs/sha256", a.manifest.blockMap.Digest.Hex)
+			}
+			b, err := os.ReadFile(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			b[len(b)/2] ^= 1
+			if err := os.WriteFile(path, b, 0o644); err != nil {
+				t.Fatal(err)
+			}
+			if where == "block map" {
+				break
+			}
+		}
+		o := small()
+		o.Previous = a
+		got := mustPack(t, d, disk, o, "new")
+		if got.Descriptor.Digest != want.Descriptor.Digest {
+			t.Errorf("damaged %s: manifest %v, want %v", where, got.Descriptor.Digest, want.Descriptor.Digest)
+		}
+		if err := mustOpen(t, d, "new").VerifyBlobs(context.Background()); err != nil {
+			t.Errorf("damaged %s: the layout is not healed: %v", where, err)
+		}
 	}
 }

@@ -52,7 +52,7 @@ func newPacker(disk diskimage.Disk, c Config, w *Dir, o PackOptions) (*packer, e
 		w:     w,
 		o:     o,
 		batch: max(batchSize, o.chunkSize),
-		reuse: newReuser(o.Previous, c),
+		reuse: newReuser(o.Previous, c, w),
 		zeros: make([]byte, o.chunkSize),
 	}
 	end := int64(0)
@@ -159,7 +159,8 @@ func (p *packer) pack(ctx context.Context, enc *frame.Encoder, b *batch) error {
 		}
 		c := diskimage.Chunk{Extent: diskimage.Extent{Off: off, Len: n}, Digest: diskimage.DigestOf(chunk)}
 		start := len(b.frames)
-		if f, ok := old.find(c); ok {
+		f, blocks := old.find(c)
+		if f != nil {
 			b.frames = append(b.frames, f...)
 			p.reused.Add(n)
 		} else {
@@ -167,6 +168,10 @@ func (p *packer) pack(ctx context.Context, enc *frame.Encoder, b *batch) error {
 		}
 		c.Frame.Len = int64(len(b.frames) - start)
 		b.chunks = append(b.chunks, c)
+		if len(blocks) > 0 {
+			b.blocks = append(b.blocks, blocks...)
+			continue
+		}
 		for ; len(chunk) > 0; chunk = chunk[min(mapBlock, len(chunk)):] {
 			sum := sha256.Sum256(chunk[:min(mapBlock, len(chunk))])
 			b.blocks = append(b.blocks, sum[:mapEntry]...)

@@ -21,6 +21,8 @@ type store interface {
 	read(ctx context.Context, d v1.Descriptor, off, n int64) (io.ReadCloser, error)
 	// verify compares a whole blob with its digest.
 	verify(ctx context.Context, d v1.Descriptor) error
+	// within reports whether the blobs are those of the layout d.
+	within(d *Dir) bool
 	close() error
 }
 
@@ -92,6 +94,15 @@ func (s *layoutStore) open(d v1.Descriptor, digest diskimage.Digest) (*os.File, 
 	}
 	s.files[d.Digest] = f
 	return f, nil
+}
+
+func (s *layoutStore) within(d *Dir) bool {
+	if s.dir == d {
+		return true
+	}
+	a, aerr := s.dir.lock.Stat()
+	b, berr := d.lock.Stat()
+	return aerr == nil && berr == nil && os.SameFile(a, b)
 }
 
 func (s *layoutStore) close() error {
