@@ -33,17 +33,17 @@ import (
 )
 
 // Apply changes t as r says, in this order: remove, hostname, timezone, locale,
-// groups, users, files, mount points, systemd. So a file of the recipe survives
-// its own remove patterns and has the last word over what the other fields
-// write, and units may come from files. A pattern of remove that matches
-// nothing is no mistake.
+// groups, users, remove once more, files, mount points, systemd. So what a
+// pattern of remove matches is neither used nor left behind (a copy of /etc/skel
+// included), a file of the recipe survives the recipe's own patterns and has the
+// last word over what the other fields write, and units may come from files.
 //
 // All mistakes are returned at once as recipe.Errors; the tree is then partly
 // changed and of no use. Apply reads only metadata and small text files of the
 // tree, and opens each source of r.Files once.
 func Apply(t *tree.Tree, r *recipe.Recipe) error {
 	a := &applier{t: t, r: r}
-	a.remove()
+	a.remove(true)
 	a.hostname()
 	a.timezone()
 	a.locale()
@@ -51,6 +51,7 @@ func Apply(t *tree.Tree, r *recipe.Recipe) error {
 	a.groups(db)
 	a.users(db)
 	a.saveAccounts(db)
+	a.remove(false)
 	a.files(db)
 	a.shells(db)
 	a.mountPoints()

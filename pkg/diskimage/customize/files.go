@@ -14,9 +14,9 @@ import (
 
 // remove deletes what the recipe's patterns match. One that matches nothing is
 // no mistake: what it names may be gone already, as on a second Apply.
-func (a *applier) remove() {
+func (a *applier) remove(report bool) {
 	for i, pattern := range a.r.Remove {
-		if _, err := a.t.RemoveGlob(pattern); err != nil {
+		if _, err := a.t.RemoveGlob(pattern); err != nil && report {
 			a.fail(fmt.Sprintf("remove[%d]", i), "%v", err)
 		}
 	}

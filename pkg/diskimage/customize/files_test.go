@@ -161,21 +161,26 @@ func TestFileMistakes(t *testing.T) {
 	)
 }
 
-// remove comes first: what the recipe puts stays.
+// What remove matches is neither used nor left behind, and what the recipe puts
+// there stays.
 func TestRemove(t *testing.T) {
-	tr := base(t, map[string]string{"/usr/share/doc/a/copyright": "c", "/usr/share/doc/b": "b", "/etc/x.d/1": "1", "/usr/lib/y": "y"})
-	apply(t, tr, &recipe.Recipe{
-		Remove: []string{"/usr/share/doc/**", "/etc/x.d", "/lib/y"},
-		Files:  []recipe.File{{Path: "/etc/x.d/2", Content: "2"}, {Path: "/usr/share/doc/README", Content: "r"}},
+	tr := base(t, map[string]string{
+		"/usr/share/doc/a/copyright": "c", "/usr/share/doc/b": "b", "/etc/x.d/1": "1", "/usr/lib/y": "y",
+		"/usr/share/zoneinfo/UTC": "TZif", "/etc/skel/.logout": "l",
 	})
-	if got := strings.Join(tr.Children("/usr/share/doc"), " "); got != "README" {
-		t.Errorf("/usr/share/doc holds %q", got)
+	apply(t, tr, &recipe.Recipe{
+		Remove:   []string{"/usr/share/doc/**", "/etc/x.d", "/lib/y", "/usr/share/zoneinfo", "/home/*/.bashrc", "/etc/skel/.logout"},
+		Files:    []recipe.File{{Path: "/etc/x.d/2", Content: "2"}, {Path: "/usr/share/doc/README", Content: "r"}},
+		Users:    []recipe.User{{Name: "ops"}},
+		Timezone: "UTC",
+	})
+	for dir, want := range map[string]string{"/usr/share/doc": "README", "/etc/x.d": "2", "/home/ops": ".d .l", "/usr/lib": ""} {
+		if got := strings.Join(tr.Children(dir), " "); got != want {
+			t.Errorf("%s holds %q, want %q", dir, got, want)
+		}
 	}
-	if got := strings.Join(tr.Children("/etc/x.d"), " "); got != "2" {
-		t.Errorf("/etc/x.d holds %q", got)
-	}
-	if tr.Get("/usr/lib/y") != nil {
-		t.Error("/lib/y was not removed")
+	if tr.Get("/etc/localtime") != nil {
+		t.Error("/etc/localtime leads to a zone that was removed")
 	}
 }
 

@@ -2,6 +2,7 @@ package customize
 
 import (
 	"maps"
+	"os"
 	"os/exec"
 	"slices"
 	"strings"
@@ -170,6 +171,7 @@ func TestSystemctlAgrees(t *testing.T) {
 			"/etc/systemd/system/default.target": "-> /lib/systemd/system/multi-user.target"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
 			files := unitFiles(c.more)
 			var commands [][]string
 			for _, x := range []struct {
@@ -222,6 +224,7 @@ func TestSystemctlRefuses(t *testing.T) {
 		"empty.service":      "empty.service is masked",
 	} {
 		t.Run(unit, func(t *testing.T) {
+			t.Parallel()
 			files := unitFiles(map[string]string{
 				"/etc/systemd/system/mine.service":  "-> /lib/systemd/system/ssh.service",
 				u + "taken.service":                 "[Install]\nAlias=mine.service\n",
@@ -277,6 +280,68 @@ func TestPresetAllAgrees(t *testing.T) {
 				t.Errorf("preset-all changes:\n%s\nwith\n%s", diff(strings.Join(want, "\n")+"\n", strings.Join(got, "\n")+"\n"), readFile(t, tr, presetFile))
 			}
 		})
+	}
+}
+
+// A package's maintainer script, run by an upgrade, leaves what the recipe said:
+// these are the calls that debhelper puts into postinst.
+func TestPackageUpgradeAgrees(t *testing.T) {
+	needSystemd252(t)
+	if _, err := exec.LookPath("deb-systemd-helper"); err != nil {
+		t.Skip("no deb-systemd-helper to judge")
+	}
+	const state = "/var/lib/systemd/deb-systemd-helper-"
+	files := map[string]string{
+		"/lib": "-> usr/lib", "/bin": "-> usr/bin", "/usr/bin/": "", "/etc/debian_version": "12\n", "/etc/systemd/system/": "",
+	}
+	names := []string{"on.service", "off.service", "new.service", "fresh.service", "masked.service", "kept.service"}
+	for _, name := range names {
+		link := "/a.target.wants/" + name
+		files[u+name] = "[Install]\nWantedBy=a.target\n"
+		if name != "fresh.service" { // is the first to come with this helper
+			files[state+"enabled/"+name+".dsh-also"] = "/etc/systemd/system" + link + "\n"
+			files[state+"enabled"+link] = ""
+		}
+		if name != "new.service" && name != "fresh.service" {
+			files["/etc/systemd/system"+link] = "-> /lib/systemd/system/" + name
+		}
+	}
+	// The helper masked this one when its package was removed, and would undo that.
+	files[state+"masked/masked.service"] = ""
+	files["/etc/systemd/system/masked.service"] = "-> /dev/null"
+	tr := newTree(t, files)
+	apply(t, tr, &recipe.Recipe{Systemd: recipe.Systemd{
+		Enable: []string{"on.service", "new.service"}, Disable: []string{"off.service", "fresh.service"}, Mask: []string{"masked.service"},
+	}})
+	dir := t.TempDir()
+	materialize(t, tr, dir)
+	if err := os.WriteFile(dir+"/usr/bin/systemctl", nil, 0o755); err != nil { // that there is one
+		t.Fatal(err)
+	}
+	helper := func(args ...string) bool {
+		cmd := exec.Command("deb-systemd-helper", args...)
+		cmd.Env = append(os.Environ(), "DPKG_ROOT="+dir, "DPKG_MAINTSCRIPT_PACKAGE=test")
+		out, err := cmd.CombinedOutput()
+		t.Logf("deb-systemd-helper %s: %v\n%s", strings.Join(args, " "), err, out)
+		return err == nil
+	}
+	for _, name := range names {
+		helper("unmask", name)
+		if helper("--quiet", "was-enabled", name) {
+			helper("enable", name)
+		} else {
+			helper("update-state", name)
+		}
+	}
+	got, want := linksOf(t, dir, "/etc/systemd"), []string{
+		"/etc/systemd/system/a.target.wants/kept.service -> /lib/systemd/system/kept.service",
+		"/etc/systemd/system/a.target.wants/masked.service -> /lib/systemd/system/masked.service",
+		"/etc/systemd/system/a.target.wants/new.service -> /lib/systemd/system/new.service",
+		"/etc/systemd/system/a.target.wants/on.service -> /lib/systemd/system/on.service",
+		"/etc/systemd/system/masked.service -> /dev/null",
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("after the upgrade:\n%s", diff(strings.Join(want, "\n")+"\n", strings.Join(got, "\n")+"\n"))
 	}
 }
 
