@@ -129,7 +129,7 @@ var ErrTooManyLinks = errors.New("too many levels of symbolic links")
 // the root; ".." at the root, NUL bytes, and names or paths that are too long
 // are errors.
 func CleanPath(p string) (string, error) {
-	depth := 0
+	depth, elements := 0, 0
 	for name := range strings.SplitSeq(p, "/") {
 		switch {
 		case name == "" || name == ".":
@@ -141,12 +141,16 @@ func CleanPath(p string) (string, error) {
 			return "", fmt.Errorf("path %q: a name of %d bytes, at most %d", p, len(name), MaxName)
 		default:
 			depth++
+			elements += 1 + len(name)
 		}
 	}
 	if strings.IndexByte(p, 0) >= 0 {
 		return "", fmt.Errorf("path %q contains a NUL byte", p)
 	}
-	clean := path.Clean("/" + p)
+	clean := p
+	if elements != len(p) || p == "" || p[0] != '/' { // most are clean already
+		clean = path.Clean("/" + p)
+	}
 	if len(clean) > MaxPath {
 		return "", fmt.Errorf("path %.80q…: %d bytes, at most %d", clean, len(clean), MaxPath)
 	}
@@ -305,11 +309,28 @@ func (t *Tree) ResolveParent(p string) (string, error) {
 	if err != nil || clean == "/" {
 		return clean, err
 	}
-	dir, name := path.Split(clean)
-	if dir, err = t.Resolve(dir); err != nil {
-		return "", err
+	slash := strings.LastIndexByte(clean, '/')
+	dir := clean[:max(1, slash)]
+	real, err := t.Resolve(dir)
+	if err != nil || real == dir {
+		return clean, err
 	}
-	return CleanPath(dir + "/" + name)
+	return CleanPath(real + clean[slash:])
+}
+
+// crossesSymlink reports whether a clean path meets a symlink, the last element
+// included.
+func (t *Tree) crossesSymlink(clean string) bool {
+	n := t.root
+	for name := range strings.SplitSeq(clean[1:], "/") {
+		if n = n.children[name]; n == nil {
+			return false
+		}
+		if n.inode.Kind == Symlink {
+			return true
+		}
+	}
+	return false
 }
 
 // All yields every entry, a directory before what it holds, siblings in byte

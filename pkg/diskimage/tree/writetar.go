@@ -16,8 +16,9 @@ import (
 func WriteTar(w io.Writer, t *Tree) error {
 	out := tar.NewWriter(w)
 	first := map[*Inode]string{}
+	buf := make([]byte, 256<<10)
 	for e := range t.All() {
-		if err := writeEntry(out, e, first); err != nil {
+		if err := writeEntry(out, e, first, buf); err != nil {
 			return fmt.Errorf("tar: %q: %w", e.Path, err)
 		}
 	}
@@ -29,7 +30,7 @@ var tarTypes = [...]byte{
 	CharDevice: tar.TypeChar, BlockDevice: tar.TypeBlock, Fifo: tar.TypeFifo,
 }
 
-func writeEntry(out *tar.Writer, e Entry, first map[*Inode]string) error {
+func writeEntry(out *tar.Writer, e Entry, first map[*Inode]string, buf []byte) error {
 	n := e.Inode
 	if int(n.Kind) >= len(tarTypes) {
 		return fmt.Errorf("a tar cannot hold a %s", n.Kind)
@@ -71,7 +72,7 @@ func writeEntry(out *tar.Writer, e Entry, first map[*Inode]string) error {
 	if h.Size == 0 {
 		return nil
 	}
-	m, err := io.Copy(out, io.NewSectionReader(n.Data, 0, h.Size))
+	m, err := io.CopyBuffer(out, io.NewSectionReader(n.Data, 0, h.Size), buf)
 	if err == nil && m < h.Size {
 		err = errors.New("contents are shorter than their size")
 	}
