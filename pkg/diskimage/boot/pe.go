@@ -141,6 +141,9 @@ func parsePE(file []byte) (*pe, error) {
 	if p.sections() == 0 || first > p.size {
 		return nil, errors.New("it has no sections")
 	}
+	if end := int64(p.table + p.sections()*sectSize); first < end {
+		return nil, fmt.Errorf("its first section is at %d, before the section table's end at %d", first, end)
+	}
 	p.room = int(first)
 	p.head = append([]byte(nil), file[:p.size]...)
 	// "COFF File Header": both should be zero for an image, and are no more true.

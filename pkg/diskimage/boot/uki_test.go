@@ -272,6 +272,7 @@ func TestBuildErrors(t *testing.T) {
 		"stub: alignment 500":                              func(u *boot.UKI) { u.Stub = odd },
 		"stub: optional header magic 0x10b":                func(u *boot.UKI) { u.Stub = pe32 },
 		"stub: section /4: its name":                       func(u *boot.UKI) { u.Stub = program(amd64, 9, sect{"/4", 0x1000, 9}) },
+		"stub: its first section is at 100, before":        func(u *boot.UKI) { u.Stub = program(amd64, 9, sect{".text", 100, 9}) },
 		"stub: it has no sections":                         func(u *boot.UKI) { u.Stub = program(amd64, 9) },
 		"section .osrel: no room for its header: the tab":  func(u *boot.UKI) { u.Stub = program(amd64, 0, sect{".text", 0x4000, 9}) },
 		"section .osrel: no room for its header: the stub": func(u *boot.UKI) { u.Stub = junk },
