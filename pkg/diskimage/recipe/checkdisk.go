@@ -82,6 +82,9 @@ func (c *checker) partition(p *Partition, field string) {
 		return
 	}
 	c.label(p, field)
+	if p.Grow && (p.Type == "config" || p.Filesystem != "" && p.Filesystem != "ext4") {
+		c.report(field+".grow", "a FAT does not grow; only ext4 does")
+	}
 	switch {
 	case p.Size != 0:
 		if c.r.has(field + ".free") {

@@ -190,6 +190,10 @@ func (r *reader) checkTokens(tokens token.Tokens) bool {
 			refuse(t, "YAML directives are not used in recipes")
 		case token.MappingKeyType:
 			refuse(t, "complex keys (? …) are not used in recipes")
+		case token.SingleQuoteType:
+			if strings.Contains(strings.TrimSpace(t.Origin), "\n") { // the lexer loses the space after '' there
+				refuse(t, "a 'quoted' text over several lines; use \"quotes\", or | for a block of lines")
+			}
 		case token.SequenceEntryType:
 			if t.Position.Column > maxIndent {
 				refuse(t, fmt.Sprintf("a list item beyond column %d", maxIndent))
@@ -256,7 +260,9 @@ func (r *reader) convert(n ast.Node, depth int) *node {
 	case *ast.SequenceNode:
 		out.kind = list
 		for _, item := range v.Values {
-			if c := r.convert(item, depth+1); c != nil {
+			if dash := out.pos.Col; r.swallows(item, dash, dash) {
+				out.notes = append(out.notes, note{pos: r.pos(item), problem: "!replace stands before nothing"})
+			} else if c := r.convert(item, depth+1); c != nil {
 				out.items = append(out.items, c)
 			}
 		}
@@ -320,7 +326,7 @@ func (r *reader) entry(out *node, v *ast.MappingValueNode, depth int) {
 		out.notes = append(out.notes, note{pos: pos, problem: "a key has to be a word"})
 		return
 	}
-	if swallowsNext(v, pos.Col) {
+	if r.swallows(v.Value, pos.Col, pos.Col-1) {
 		out.notes = append(out.notes, note{pos: r.pos(v.Value), key: key, problem: "!replace stands before nothing"})
 		return
 	}
@@ -335,13 +341,19 @@ func (r *reader) entry(out *node, v *ast.MappingValueNode, depth int) {
 	out.entries = append(out.entries, entry{key: key, pos: pos, value: value})
 }
 
-// swallowsNext reports a tag without a value, below which the parser takes the
-// keys that follow for one.
-func swallowsNext(v *ast.MappingValueNode, col int) bool {
-	tag, ok := v.Value.(*ast.TagNode)
+// swallows reports a tag without a value, for whose value the parser takes what
+// follows: a block map that begins no further right than mapCol, or a block list
+// no further right than listCol.
+func (r *reader) swallows(v ast.Node, mapCol, listCol int) bool {
+	tag, ok := v.(*ast.TagNode)
 	if !ok {
 		return false
 	}
-	m, ok := tag.Value.(*ast.MappingNode)
-	return ok && !m.IsFlowStyle && len(m.Values) > 0 && m.Values[0].Key.GetToken().Position.Column <= col
+	switch value := tag.Value.(type) {
+	case *ast.MappingNode:
+		return !value.IsFlowStyle && r.pos(value).Col <= mapCol
+	case *ast.SequenceNode:
+		return !value.IsFlowStyle && r.pos(value).Col <= listCol
+	}
+	return false
 }
