@@ -29,7 +29,8 @@ var ErrChanged = errors.New("file has changed since it was listed")
 // meanwhile (see os.Root); root itself may be a symlink. Files that share a host
 // inode become hard links. Contents stay where they are: each read opens the
 // file again, so no descriptor is held, and fails with ErrChanged if it is not
-// the file that was listed. On other systems than Linux owners are 0:0 unless
+// the file that was listed. Extents, and which files share an inode, are as the
+// host has them, so they differ from host to host. On other systems than Linux owners are 0:0 unless
 // set, devices are errors, and hard links and holes are not seen.
 func FromDir(root string, o DirOptions) (*Tree, error) {
 	w, err := newDirWalk(root, o)

@@ -1,7 +1,10 @@
 package tree_test
 
 import (
+	"math/rand"
+	"path"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/imgpipe/imgpipe/pkg/diskimage/tree"
@@ -69,5 +72,57 @@ func TestRemoveGlob(t *testing.T) {
 	wantPaths(t, tr, "/usr")
 	if _, err := tr.RemoveGlob("usr"); err == nil {
 		t.Error("a relative pattern was taken")
+	}
+}
+
+// matches is what Glob's documentation says, without a thought for speed.
+func matches(pattern, elements []string) bool {
+	switch {
+	case len(pattern) == 0:
+		return len(elements) == 0
+	case pattern[0] == "**" && len(pattern) == 1:
+		return len(elements) > 0
+	case pattern[0] == "**":
+		return matches(pattern[1:], elements) || len(elements) > 0 && matches(pattern, elements[1:])
+	case len(elements) == 0:
+		return false
+	}
+	ok, err := path.Match(pattern[0], elements[0])
+	return ok && err == nil && matches(pattern[1:], elements[1:])
+}
+
+func TestGlobAgainstItsDefinition(t *testing.T) {
+	r := rand.New(rand.NewSource(1))
+	pick := func(words ...string) string { return words[r.Intn(len(words))] }
+	found := 0
+	for range 300 {
+		tr := tree.New()
+		for range 30 {
+			p := ""
+			for range 1 + r.Intn(5) {
+				p += "/" + pick("a", "b", "ab", "ba")
+			}
+			if err := tr.Put(p, dir()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		var pattern []string
+		for range 1 + r.Intn(5) {
+			pattern = append(pattern, pick("**", "**", "a", "b", "*", "a*", "?", "[ab]b"))
+		}
+		want := []string{}
+		for e := range tr.All() {
+			if e.Path != "/" && matches(pattern, strings.Split(e.Path[1:], "/")) {
+				want = append(want, e.Path)
+			}
+		}
+		got, err := tr.Glob("/" + strings.Join(pattern, "/"))
+		if err != nil || !slices.Equal(got, want) {
+			t.Fatalf("%q in %q:\ngot  %q, %v\nwant %q", pattern, paths(tr), got, err, want)
+		}
+		found += len(got)
+	}
+	if found < 1000 {
+		t.Errorf("only %d matches in all", found)
 	}
 }
