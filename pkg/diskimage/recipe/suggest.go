@@ -24,7 +24,7 @@ func nearest(name string, known []string) string {
 	folded := plain.Replace(strings.ToLower(name))
 	best, least := "", max(1, len(name)/3)+1
 	for _, k := range known {
-		if d := editDistance(folded, plain.Replace(strings.ToLower(k)), least); d < least {
+		if d := editDistance(folded, plain.Replace(strings.ToLower(k)), least); d < least && d < len(folded) {
 			best, least = k, d
 		}
 	}

@@ -70,7 +70,7 @@ type User struct {
 	Group          string  // primary group; default: a group of the user's own name
 	Groups         []string
 	Gecos          string
-	Home           string // default /home/NAME
+	Home           string // default /home/NAME, /root for root
 	Shell          string // default /bin/sh
 	AuthorizedKeys []string
 	PasswordHash   string // crypt(5); default "!": no password login
@@ -113,9 +113,9 @@ type Partition struct {
 	Filesystem  string // fat32, fat16, fat, ext4; "" for config (a NoCloud FAT) or none
 	Label       string
 	Size        int64 // bytes; 0 is auto (ext4 only)
-	FreePercent int   // room beside what is used, in percent of it; default 100
+	FreePercent int   // room beside what is used, in percent of it; default 100; 0 where Size is not auto
 	Grow        bool
-	Mount       string // "" is by type: / for root, /boot/efi for nothing else
+	Mount       string // "/" for the root, "" where it is not mounted
 }
 
 // Test is what `imgbuild test` looks for on the console.
