@@ -6,6 +6,8 @@ import (
 	"slices"
 )
 
+const smallInodes = 32 // slots of so many share units
+
 // placeInodes numbers the nodes. The members of a cluster, in path order, lie
 // together in a slot of the inode tables that the cluster's key chooses; a
 // slot larger than half a chunk of a table is whole chunks.
@@ -35,32 +37,19 @@ func (l *layout) placeInodes() {
 		}
 		s.nodes = append(s.nodes, n)
 	}
-	slices.SortFunc(slots, func(a, b *inodeSlot) int {
-		return cmp.Or(cmp.Compare(bits.Len64(uint64(b.reserve())), bits.Len64(uint64(a.reserve()))), cmp.Compare(a.key, b.key))
-	})
-	var homeless []*node
-	for _, s := range slots {
-		first, ok := p.find(s.key, s.reserve())
-		if !ok {
-			homeless = append(homeless, s.nodes...)
-			continue
-		}
-		p.take(first, s.reserve())
-		for i, n := range s.nodes {
-			n.ino = uint32(first) + uint32(i) + 1
-		}
-	}
-	p.scatter(l.nodes, homeless)
+	p.place(slots)
+	p.scatter(l.nodes, slots)
 }
 
 // inodeSlot is a cluster on its way to its inodes.
 type inodeSlot struct {
 	key   uint64
+	home  uint64 // the key of its unit, which small slots share
 	nodes []*node
 }
 
 // reserve returns the inodes of the slot: an eighth more than the cluster has
-// (none for a single file), in steps of a quarter of a power of two.
+// (none for a few), in steps of a quarter of a power of two.
 func (s *inodeSlot) reserve() int64 {
 	n := int64(len(s.nodes))
 	n += n / 8
@@ -68,6 +57,39 @@ func (s *inodeSlot) reserve() int64 {
 		return roundUp(n, unitInodes)
 	}
 	return roundUp(n, max(1, floorPow2(n)/4))
+}
+
+// place numbers the nodes of every slot that finds room; see placer.place.
+func (p *inodePlacer) place(slots []*inodeSlot) {
+	small := int64(0)
+	for _, s := range slots {
+		if s.home = s.key; s.reserve() <= smallInodes {
+			small += s.reserve()
+		}
+	}
+	// Small clusters share units, about half full of them, in place of a unit each.
+	buckets := ceilPow2(ceilDiv(small, unitInodes/2))
+	var classes [64][]*inodeSlot
+	for _, s := range slots {
+		if s.reserve() <= smallInodes {
+			s.home = mix64(uint64(probe(s.key, 0, buckets)) + 1)
+		}
+		c := bits.Len64(uint64(s.reserve()))
+		classes[c] = append(classes[c], s)
+	}
+	for _, todo := range slices.Backward(classes[:]) {
+		slices.SortFunc(todo, func(a, b *inodeSlot) int { return cmp.Compare(a.key, b.key) })
+		for r := 0; r < probes && len(todo) > 0; r++ {
+			todo = slices.DeleteFunc(todo, func(s *inodeSlot) bool { return p.settle(s, probe(s.home, r, p.units)) })
+		}
+		for _, s := range todo {
+			for unit := range int64(len(p.taken)) * 64 / unitInodes {
+				if p.settle(s, unit) {
+					break
+				}
+			}
+		}
+	}
 }
 
 // inodePlacer has a bit for each inode, the first being inode 1.
@@ -98,36 +120,28 @@ func (p *inodePlacer) take(first, n int64) {
 	}
 }
 
-// find returns the first of n free inodes, none of which would share a chunk
-// with the next one's if they can all lie in one.
-func (p *inodePlacer) find(key uint64, n int64) (int64, bool) {
-	for r := range probes {
-		if first, ok := p.fits(probe(key, r, p.units)*unitInodes, n); ok {
-			return first, true
+// settle numbers the nodes of a slot if it fits into a unit: whole units from
+// its front, less from where the key says.
+func (p *inodePlacer) settle(s *inodeSlot, unit int64) bool {
+	n := s.reserve()
+	places := max(0, unitInodes-n) + 1
+	from := int64(s.key>>32) % places
+	for i := range places {
+		first := unit*unitInodes + (from+i)%places
+		if !p.free(first, n) {
+			continue
 		}
-	}
-	for unit := range int64(len(p.taken)) * 64 / unitInodes {
-		if first, ok := p.fits(unit*unitInodes, n); ok {
-			return first, true
+		p.take(first, n)
+		for k, node := range s.nodes {
+			node.ino = uint32(first) + uint32(k) + 1
 		}
+		return true
 	}
-	return 0, false
+	return false
 }
 
-func (p *inodePlacer) fits(first, n int64) (int64, bool) {
-	for last := first + max(0, unitInodes-n); first <= last; first++ {
-		if p.free(first, n) {
-			return first, true
-		}
-	}
-	return 0, false
-}
-
-// scatter numbers nodes that found no slot, from whatever no inode uses.
-func (p *inodePlacer) scatter(all, homeless []*node) {
-	if len(homeless) == 0 {
-		return
-	}
+// scatter numbers nodes whose slots found no room, from whatever no inode uses.
+func (p *inodePlacer) scatter(all []*node, slots []*inodeSlot) {
 	clear(p.taken)
 	p.take(0, firstInode)
 	for _, n := range all {
@@ -136,11 +150,16 @@ func (p *inodePlacer) scatter(all, homeless []*node) {
 		}
 	}
 	at := int64(0)
-	for _, n := range homeless {
-		for at < int64(len(p.taken))*64 && !p.free(at, 1) {
-			at++
+	for _, s := range slots {
+		for _, n := range s.nodes {
+			if n.ino > 0 {
+				continue
+			}
+			for !p.free(at, 1) {
+				at++
+			}
+			p.take(at, 1)
+			n.ino = uint32(at) + 1
 		}
-		p.take(at, 1)
-		n.ino = uint32(at) + 1
 	}
 }

@@ -7,11 +7,12 @@ import (
 )
 
 const (
-	probes      = 64       // places to try before looking for any that fits
-	pieceBlocks = 8192     // 32 MiB: longer files are placed in pieces
-	runTarget   = 128      // 512 KiB: about how much of a cluster lies in one run
-	spanFactor  = 4        // how many times the blocks in use contents are spread over, at least
-	spanFloor   = 16 << 10 // 64 MiB
+	probes      = 64              // places to try before looking for any that fits
+	runTarget   = 128             // 512 KiB: about how much of a cluster lies in one run
+	smallRun    = chunkBlocks / 2 // shorter runs share chunks
+	pieceBlocks = 8192            // 32 MiB: longer files are placed in pieces
+	spanFactor  = 4               // how many times the blocks in use contents are spread over, at least
+	spanFloor   = 16 << 10        // 64 MiB
 )
 
 // member is the blocks [from, from+n) of a node: its attribute block and its
@@ -70,7 +71,38 @@ func (l *layout) runs() []*run {
 		r.members = append(r.members, member{n, 0, blocks})
 		r.blocks += blocks
 	}
-	return all
+	return mergeSmall(all)
+}
+
+// mergeSmall joins runs that would leave most of a chunk empty into runs of
+// about half a chunk, by their keys.
+func mergeSmall(runs []*run) []*run {
+	total := int64(0)
+	for _, r := range runs {
+		if r.blocks < smallRun {
+			total += r.blocks
+		}
+	}
+	buckets := ceilPow2(ceilDiv(total, chunkBlocks/2))
+	merged := map[int64]*run{}
+	out := runs[:0]
+	for _, r := range runs {
+		if r.blocks >= smallRun {
+			out = append(out, r)
+			continue
+		}
+		b := probe(r.key, 0, buckets)
+		m := merged[b]
+		if m == nil {
+			merged[b] = r
+			r.key = mix64(uint64(b) + 1)
+			out = append(out, r)
+			continue
+		}
+		m.members = append(m.members, r.members...)
+		m.blocks += r.blocks
+	}
+	return out
 }
 
 // slot is a run, or a part of one that found no room in one piece, on its way
@@ -85,7 +117,7 @@ type slot struct {
 // reserveFor returns the size of the slot for n blocks: an eighth of a power of
 // two more or less is no change, and from half a chunk on slots are chunks.
 func reserveFor(n int64) int64 {
-	step := max(1, floorPow2(n)/8)
+	step := max(1, floorPow2(n)/16)
 	if n > chunkBlocks/2 {
 		step = max(step, chunkBlocks)
 	}
@@ -99,11 +131,13 @@ type placer struct {
 	full     int64  // a slot of this many blocks found no place, and none will
 }
 
-// place puts every run where its key says if that is free, else where its next
-// probes say. Larger runs go first: they are hard to place, and a small one
-// that makes way for them costs little. It returns false if there is no room.
+// place puts every slot where its key says, or where its next probes say.
+// Larger slots go first: they are hard to place, and a small one that makes
+// way for them costs little. Among those of a size, all first choices are tried
+// before any second one, so that a slot depends on as few others as possible.
+// It returns false if there is no room.
 func (p *placer) place(runs []*run) bool {
-	var classes [64][]slot
+	var classes [64][]slot // by binary order of magnitude
 	for _, r := range runs {
 		s := slot{run: r, key: r.key, n: r.blocks, reserve: reserveFor(r.blocks)}
 		c := bits.Len64(uint64(s.reserve))
@@ -111,46 +145,67 @@ func (p *placer) place(runs []*run) bool {
 	}
 	for c := len(classes) - 1; c >= 0; c-- {
 		slices.SortFunc(classes[c], func(a, b slot) int { return cmp.Compare(a.key, b.key) })
-		for _, s := range classes[c] {
-			start, ok := p.find(s)
-			if ok {
-				p.reserved.take(blockRange{start, s.reserve})
-				s.run.pieces = append(s.run.pieces, piece{s.off, blockRange{start, s.n}})
-				continue
+		todo := classes[c]
+		for r := 0; r < probes && len(todo) > 0; r++ {
+			rest := todo[:0]
+			for _, s := range todo {
+				if start, ok := p.try(s, r); ok {
+					p.settle(s, start)
+				} else {
+					rest = append(rest, s)
+				}
 			}
-			if s.n == 1 {
+			todo = rest
+		}
+		for _, s := range todo {
+			start, ok := p.search(s)
+			switch {
+			case ok:
+				p.settle(s, start)
+			case s.n == 1:
 				return false
-			}
-			// In halves, of whole chunks where it has that many.
-			half := s.n / 2
-			if half > chunkBlocks {
-				half = roundUp(half, chunkBlocks)
-			}
-			for _, part := range []slot{
-				{run: s.run, key: mix64(s.key + 1), off: s.off, n: half},
-				{run: s.run, key: mix64(s.key + 2), off: s.off + half, n: s.n - half},
-			} {
-				part.reserve = reserveFor(part.n)
-				k := min(bits.Len64(uint64(part.reserve)), c-1)
-				classes[k] = append(classes[k], part)
+			default:
+				for _, half := range s.halves() {
+					k := min(bits.Len64(uint64(half.reserve)), c-1)
+					classes[k] = append(classes[k], half)
+				}
 			}
 		}
 	}
 	return true
 }
 
-// find returns a free place for a slot.
-func (p *placer) find(s slot) (int64, bool) {
+// halves divides a slot, into whole chunks where it has that many.
+func (s slot) halves() [2]slot {
+	n := s.n / 2
+	if n > chunkBlocks {
+		n = roundUp(n, chunkBlocks)
+	}
+	return [2]slot{
+		{run: s.run, key: mix64(s.key + 1), off: s.off, n: n, reserve: reserveFor(n)},
+		{run: s.run, key: mix64(s.key + 2), off: s.off + n, n: s.n - n, reserve: reserveFor(s.n - n)},
+	}
+}
+
+// settle gives a slot its place.
+func (p *placer) settle(s slot, start int64) {
+	p.reserved.take(blockRange{start, s.reserve})
+	s.run.pieces = append(s.run.pieces, piece{s.off, blockRange{start, s.n}})
+}
+
+// try looks at the r-th choice of a slot. Choices are multiples of about a
+// quarter of its size, which leaves fewer gaps that nothing fits.
+func (p *placer) try(s slot, r int) (int64, bool) {
+	align := max(chunkBlocks, floorPow2(s.reserve)/4)
+	return p.fits(probe(s.key, r, p.span/chunkBlocks)*chunkBlocks/align*align, s.reserve)
+}
+
+// search returns the first free place behind a slot's first choice.
+func (p *placer) search(s slot) (int64, bool) {
 	if p.full > 0 && s.reserve >= p.full {
 		return 0, false
 	}
-	chunks := p.span / chunkBlocks
-	for r := range probes {
-		if start, ok := p.fits(probe(s.key, r, chunks)*chunkBlocks, s.reserve); ok {
-			return start, true
-		}
-	}
-	home := probe(s.key, 0, chunks) * chunkBlocks
+	home := probe(s.key, 0, p.span/chunkBlocks) * chunkBlocks
 	for _, part := range [...]blockRange{{home, p.reserved.blocks - home}, {0, home}} {
 		if start, ok := p.scan(part, s.reserve); ok {
 			return start, true
@@ -158,6 +213,16 @@ func (p *placer) find(s slot) (int64, bool) {
 	}
 	p.full = s.reserve
 	return 0, false
+}
+
+// find returns a place for a slot.
+func (p *placer) find(s slot) (int64, bool) {
+	for r := range probes {
+		if start, ok := p.try(s, r); ok {
+			return start, true
+		}
+	}
+	return p.search(s)
 }
 
 // fits returns where in the chunk at start a slot can lie: at its front, or
@@ -174,16 +239,15 @@ func (p *placer) fits(start, n int64) (int64, bool) {
 // scan returns the first place in a range that a slot fits.
 func (p *placer) scan(in blockRange, n int64) (start int64, ok bool) {
 	p.reserved.runs(in.start, in.end(), func(free blockRange) bool {
-		if free.n < n {
-			return true
-		}
-		if n >= chunkBlocks {
+		switch {
+		case free.n < n:
+		case n >= chunkBlocks:
 			start = roundUp(free.start, chunkBlocks)
 			ok = p.reserved.free(blockRange{start, n})
-			return !ok
-		}
-		for chunk := free.start / chunkBlocks * chunkBlocks; chunk < free.end() && !ok; chunk += chunkBlocks {
-			start, ok = p.fits(chunk, n)
+		default:
+			for chunk := free.start / chunkBlocks * chunkBlocks; chunk < free.end() && !ok; chunk += chunkBlocks {
+				start, ok = p.fits(chunk, n)
+			}
 		}
 		return !ok
 	})
