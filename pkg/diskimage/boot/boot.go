@@ -16,7 +16,8 @@
 //
 // It guarantees that the sections of the stub stay where they are, in the file
 // and in memory; that alignments are the stub's own; that appended contents are
-// the inputs byte for byte; and that the same inputs give the same bytes. It
+// the inputs byte for byte; that
+// another initramfs leaves the kernel's bytes where they were; and that the same inputs give the same bytes. It
 // does not sign, and takes no signed stub, since a signature would not survive.
 package boot
 
@@ -67,7 +68,7 @@ func (u UKI) build() (diskimage.Disk, error) {
 	if strings.ContainsAny(u.Cmdline, "\x00\n") {
 		return nil, fmt.Errorf("command line %q: a NUL byte or line feed in it", u.Cmdline)
 	}
-	// The kernel comes last, with room behind it for all of its own image: a
+	// In memory the kernel comes last, with room behind it for all of its own image: a
 	// stub that starts it in place lets it unpack there, over what follows.
 	// Where others put it at a fixed address, a large initrd has met it.
 	for _, s := range []section{
@@ -84,7 +85,9 @@ func (u UKI) build() (diskimage.Disk, error) {
 			return nil, fmt.Errorf("section %s: %w", s.name, err)
 		}
 	}
-	return stub.finish(int64(kernel.u32(kernel.optional + optImageSize)))
+	// In the file the initramfs comes last: it changes more often than the
+	// kernel, which then stays where it is, at a whole chunk.
+	return stub.finish(int64(kernel.u32(kernel.optional+optImageSize)), ".linux", ".initrd")
 }
 
 func text(s string) diskimage.Disk { return diskimage.Bytes([]byte(s)) }

@@ -1,11 +1,13 @@
 package boot
 
 import (
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
 	"math"
+	"slices"
 
 	"github.com/imgpipe/imgpipe/pkg/diskimage"
 )
@@ -48,6 +50,10 @@ const (
 // the page of EFI, for stubs whose own alignment is smaller.
 const payloadAlign = 4096
 
+// fileUnit is what the raw data of the last two sections start at a multiple
+// of, which is the usual chunk of an image.
+const fileUnit = 64 << 10
+
 // pe is a PE32+ image that sections are appended to. Offsets are in head.
 type pe struct {
 	head     []byte // the file up to the end of its last section
@@ -55,9 +61,15 @@ type pe struct {
 	optional int    // optional header
 	table    int    // section table
 	room     int    // end of the place for section headers
-	parts    []diskimage.Part
-	size     int64 // of the file so far
-	memory   int64 // end of the last section in memory
+	size     int64  // end of the last section in the file
+	memory   int64  // end of the last section in memory
+	added    []placed
+}
+
+// placed is an appended section and where its header is.
+type placed struct {
+	section
+	header int
 }
 
 func (p *pe) u16(off int) uint16       { return binary.LittleEndian.Uint16(p.head[off:]) }
@@ -153,8 +165,8 @@ func parsePE(file []byte) (*pe, error) {
 	return p, nil
 }
 
-// add appends a section behind all others, in the file and in memory
-// ("Section Table": addresses ascend, and are multiples of SectionAlignment).
+// add appends a section behind all others in memory ("Section Table":
+// addresses ascend, and are multiples of SectionAlignment).
 func (p *pe) add(s section) error {
 	for i := range p.sections() {
 		if p.sectionName(p.table+i*sectSize) == s.name {
@@ -170,30 +182,51 @@ func (p *pe) add(s section) error {
 			return fmt.Errorf("no room for its header: the stub has data at %d", e)
 		}
 	}
-	fileAlign := p.align(optFileAlign)
 	address := roundUp(p.memory, max(p.align(optSectAlign), payloadAlign))
-	pointer := roundUp(p.size, fileAlign)
 	n := s.data.Size()
-	raw := roundUp(n, fileAlign)
-	if n > math.MaxUint32/4 || address+raw > math.MaxUint32/2 {
+	if n > math.MaxUint32/4 || address+n > math.MaxUint32/2 {
 		return fmt.Errorf("%d bytes at %d are too much for a PE image", n, address)
 	}
 	copy(p.head[e:e+8], s.name)
 	p.put32(e+sectVirtual, uint32(n))
 	p.put32(e+sectAddress, uint32(address))
-	p.put32(e+sectRaw, uint32(raw))
-	p.put32(e+sectPointer, uint32(pointer))
 	p.put32(e+sectFlags, initializedData)
 	p.put16(p.coff+coffSections, uint16(p.sections()+1))
-	p.put32(p.optional+optInitialized, p.u32(p.optional+optInitialized)+uint32(raw))
-	p.parts = append(p.parts, diskimage.Part{Off: pointer, Disk: s.data})
-	p.size, p.memory = pointer+raw, address+n
+	p.added = append(p.added, placed{s, e})
+	p.memory = address + n
 	return nil
 }
 
-// finish sets the sizes and the checksum. The last section is followed in
-// memory by what it lacks to spread bytes: firmware allocates SizeOfImage.
-func (p *pe) finish(spread int64) (diskimage.Disk, error) {
+// place gives the added sections their bytes of the file, those of the names
+// in last at the end and in that order. Each is padded up to where the next
+// one starts, since Authenticode takes the raw data of sections to leave no
+// gap between them.
+func (p *pe) place(last ...string) []diskimage.Part {
+	slices.SortStableFunc(p.added, func(a, b placed) int {
+		return cmp.Compare(slices.Index(last, a.name), slices.Index(last, b.name))
+	})
+	var parts []diskimage.Part
+	pointer := roundUp(p.size, p.align(optFileAlign))
+	for i, s := range p.added {
+		end := roundUp(pointer+s.data.Size(), p.align(optFileAlign))
+		if i+1 < len(p.added) && slices.Contains(last, p.added[i+1].name) {
+			end = roundUp(end, max(fileUnit, p.align(optFileAlign)))
+		}
+		p.put32(s.header+sectRaw, uint32(end-pointer))
+		p.put32(s.header+sectPointer, uint32(pointer))
+		p.put32(p.optional+optInitialized, p.u32(p.optional+optInitialized)+uint32(end-pointer))
+		parts = append(parts, diskimage.Part{Off: pointer, Disk: s.data})
+		pointer = end
+	}
+	p.size = pointer
+	return parts
+}
+
+// finish places the raw data, and sets the sizes and the checksum. The last
+// section is followed in memory by what it lacks to spread bytes: firmware
+// allocates SizeOfImage.
+func (p *pe) finish(spread int64, lastInFile ...string) (diskimage.Disk, error) {
+	parts := p.place(lastInFile...)
 	last := p.table + (p.sections()-1)*sectSize
 	image := roundUp(max(p.memory, int64(p.u32(last+sectAddress))+spread), max(p.align(optSectAlign), payloadAlign))
 	if image > math.MaxUint32 {
@@ -202,8 +235,7 @@ func (p *pe) finish(spread int64) (diskimage.Disk, error) {
 	p.put32(p.optional+optImageSize, uint32(image))
 	p.put32(p.optional+optHeadersSize, max(p.u32(p.optional+optHeadersSize), uint32(p.room)))
 	p.put32(p.optional+optCheckSum, 0)
-	parts := append([]diskimage.Part{{Off: 0, Disk: diskimage.Bytes(p.head)}}, p.parts...)
-	d, err := diskimage.Join(p.size, parts...)
+	d, err := diskimage.Join(p.size, append(parts, diskimage.Part{Off: 0, Disk: diskimage.Bytes(p.head)})...)
 	if err != nil {
 		return nil, err
 	}

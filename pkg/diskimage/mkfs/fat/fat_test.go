@@ -51,7 +51,7 @@ func hardTree(t testing.TB) *tree.Tree {
 	put(t, tr, "/names/meta~1.txt", 1)
 	put(t, tr, "/names/meta-data.txt", 2) // its alias is not META-D~1.TXT by luck alone
 	put(t, tr, "/names/META-D~1.TXT", 3)
-	for i := range 300 {
+	for i := range 100 {
 		put(t, tr, fmt.Sprintf("/many/file number %03d", i), i)
 	}
 	if err := tr.Put("/emptydir", &tree.Inode{Kind: tree.Dir, Mode: 0o755, MTime: epoch.Add(time.Hour)}); err != nil {
@@ -253,14 +253,14 @@ func changed(t *testing.T, a, b *fat.FS) (n int) {
 func TestGrownFileLeavesOthersInPlace(t *testing.T) {
 	make := func(grown int, more bool) *fat.FS {
 		tr := tree.New()
-		put(t, tr, "/EFI/BOOT/BOOTX64.EFI", 20*mib)
+		put(t, tr, "/EFI/BOOT/BOOTX64.EFI", 12*mib)
 		put(t, tr, "/EFI/Linux/a.efi", 3*mib+grown)
 		put(t, tr, "/EFI/Linux/b.efi", 5*mib)
 		put(t, tr, "/loader/loader.conf", 200+grown/1000)
 		if more {
 			put(t, tr, "/EFI/Linux/aa.efi", 1*mib)
 		}
-		return build(t, tr, fat.Options{Size: 128 * mib, SectorSize: 512})
+		return build(t, tr, fat.Options{Size: 64 * mib, SectorSize: 512})
 	}
 	before := make(0, false)
 	// The tail of the grown file, its neighbour's padding, the directory, the small file and two FATs.

@@ -261,7 +261,10 @@ func TestFilled(t *testing.T) {
 		lo, hi := 0, int(size)
 		for lo < hi {
 			mid := (lo + hi + 1) / 2
-			put(t, tr, "/a", mid)
+			probe := &tree.Inode{Data: diskimage.Section(nil, 0, int64(mid))} // New reads no contents
+			if err := tr.Put("/a", probe); err != nil {
+				t.Fatal(err)
+			}
 			if _, err := fat.New(tr, o); err == nil {
 				lo = mid
 			} else {
@@ -280,7 +283,7 @@ func TestFilled(t *testing.T) {
 
 // TestRandomTrees has fsck and the kernel judge trees of any shape.
 func TestRandomTrees(t *testing.T) {
-	for seed := range uint64(6) {
+	for seed := range uint64(4) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			r := rand.New(rand.NewPCG(seed, 7))
 			tr := tree.New()
