@@ -22,6 +22,9 @@ for f in *.deb; do
 done >"$root/tmp/imgpipe.new"
 tar -cf - -T "$root/tmp/imgpipe.new" >&3
 
+# keys of no machine: they differ from run to run, and secrets do not belong in
+# a cache
+rm -f "$root"/etc/ssh/ssh_host_*_key "$root"/etc/ssh/ssh_host_*_key.pub
 rm -rf "$root"/var/cache/apt/archives/*.deb "$root"/var/cache/apt/archives/partial/* \
 	"$root"/var/cache/apt/*.bin "$root"/var/lib/apt/lists/* \
 	"$root/etc/dpkg/dpkg.cfg.d/00imgpipe"

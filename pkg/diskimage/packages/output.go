@@ -45,6 +45,7 @@ var (
 	reUntrust  = regexp.MustCompile(`^[EW]: (?:GPG error: )?(\S*).*(NO_PUBKEY|is not signed|EXPKEYSIG|REVKEYSIG|BADSIG|couldn't be verified)`)
 	reDates    = regexp.MustCompile(`^E: Release file for (\S+) is (not valid yet|expired)`)
 	reNoSuite  = regexp.MustCompile(`^E: The repository '(\S+) (\S+) [^']*' does not have a Release file`)
+	reEpoch    = regexp.MustCompile(`^E: imgpipe: the epoch (is later than this machine's clock)`)
 	reForeign  = regexp.MustCompile(`can neither be executed natively nor via qemu user emulation`)
 	reNoSubIDs = regexp.MustCompile(`(?:/etc/sub[ug]id|invalid idmap|newuidmap|newgidmap)`)
 )
@@ -178,6 +179,9 @@ func (o *output) explain(req Request, dir string, need int64, err error) error {
 		}
 	}
 	for _, s := range o.notable {
+		if m := reEpoch.FindStringSubmatch(s); m != nil {
+			return fmt.Errorf("epoch %s %s", req.Epoch.Format(time.RFC3339), m[1])
+		}
 		if m := reUnknown.FindStringSubmatch(s); m != nil {
 			return &UnknownPackageError{Name: m[1] + m[2] + m[3] + m[4], Suite: suite}
 		}

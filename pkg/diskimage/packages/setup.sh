@@ -6,6 +6,13 @@ lists=$root/var/lib/apt/lists
 archives=$root/var/cache/apt/archives
 export APT_CONFIG="$MMDEBSTRAP_APT_CONFIG"
 
+# What is made now gets the time of now, and is clamped to the epoch later; under
+# an epoch yet to come it would stay, and differ from run to run.
+if [ "$SOURCE_DATE_EPOCH" -gt "$(date +%s)" ]; then
+	echo "E: imgpipe: the epoch is later than this machine's clock" >&2
+	exit 1
+fi
+
 # Maintainer scripts must not see whose machine this is. mmdebstrap has made a
 # UTS namespace of its own only in this mode; in root mode imgpipe has.
 [ "$MMDEBSTRAP_MODE" != unshare ] || hostname localhost
