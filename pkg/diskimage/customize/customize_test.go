@@ -7,6 +7,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -226,30 +227,43 @@ func materialize(t *testing.T, tr *tree.Tree, dir string) {
 	}
 }
 
-// linksOf lists the symlinks of a directory of the host as "path -> target".
+// linksOf lists the directories and symlinks of a directory of the host, as
+// "path/" and "path -> target".
 func linksOf(t *testing.T, root, below string) (links []string) {
 	t.Helper()
 	err := filepath.WalkDir(filepath.Join(root, below), func(p string, d fs.DirEntry, err error) error {
-		if err != nil || d.Type() != fs.ModeSymlink {
+		if err != nil {
 			return err
 		}
-		target, err := os.Readlink(p)
-		links = append(links, strings.TrimPrefix(p, root)+" -> "+target)
+		name := strings.TrimPrefix(p, root)
+		switch {
+		case d.IsDir():
+			links = append(links, name+"/")
+		case d.Type() == fs.ModeSymlink:
+			var target string
+			target, err = os.Readlink(p)
+			links = append(links, name+" -> "+target)
+		}
 		return err
 	})
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err != nil {
 		t.Fatal(err)
 	}
+	slices.Sort(links)
 	return links
 }
 
 // treeLinks is linksOf for a tree.
 func treeLinks(tr *tree.Tree, below string) (links []string) {
 	for e := range tr.Below(below) {
-		if e.Inode.Kind == tree.Symlink {
+		switch e.Inode.Kind {
+		case tree.Dir:
+			links = append(links, e.Path+"/")
+		case tree.Symlink:
 			links = append(links, e.Path+" -> "+e.Inode.Target)
 		}
 	}
+	slices.Sort(links)
 	return links
 }
 

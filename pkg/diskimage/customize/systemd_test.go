@@ -88,7 +88,7 @@ func systemctl(t *testing.T, files map[string]string, commands ...[]string) (lin
 		// A unit without [Install], and a failure beside a success, exit 0.
 		ok = ok && err == nil && !strings.Contains(string(out), "no installation config") && !strings.Contains(string(out), "Failed to enable unit, ")
 	}
-	return linksOf(t, dir, "/etc/systemd"), ok
+	return linksOf(t, dir, "/etc/systemd/system"), ok
 }
 
 func needSystemd252(t *testing.T) {
@@ -191,9 +191,7 @@ func TestSystemctlAgrees(t *testing.T) {
 			}
 			tr := newTree(t, files)
 			apply(t, tr, &recipe.Recipe{Systemd: recipe.Systemd{Enable: c.enable, Disable: c.disable, Mask: c.mask, DefaultTarget: c.target}})
-			got := treeLinks(tr, "/etc/systemd")
-			slices.Sort(got)
-			slices.Sort(want)
+			got := treeLinks(tr, "/etc/systemd/system")
 			if !slices.Equal(got, want) {
 				t.Errorf("links differ from systemctl's:\n%s", diff(strings.Join(want, "\n")+"\n", strings.Join(got, "\n")+"\n"))
 			}
@@ -273,9 +271,7 @@ func TestPresetAllAgrees(t *testing.T) {
 			if out, err := exec.Command("systemctl", "--root="+dir, "preset-all").CombinedOutput(); err != nil {
 				t.Fatalf("%v\n%s", err, out)
 			}
-			got, want := linksOf(t, dir, "/etc/systemd"), treeLinks(tr, "/etc/systemd")
-			slices.Sort(got)
-			slices.Sort(want)
+			got, want := linksOf(t, dir, "/etc/systemd/system"), treeLinks(tr, "/etc/systemd/system")
 			if !slices.Equal(got, want) {
 				t.Errorf("preset-all changes:\n%s\nwith\n%s", diff(strings.Join(want, "\n")+"\n", strings.Join(got, "\n")+"\n"), readFile(t, tr, presetFile))
 			}
@@ -333,7 +329,9 @@ func TestPackageUpgradeAgrees(t *testing.T) {
 			helper("update-state", name)
 		}
 	}
-	got, want := linksOf(t, dir, "/etc/systemd"), []string{
+	got, want := linksOf(t, dir, "/etc/systemd/system"), []string{
+		"/etc/systemd/system/",
+		"/etc/systemd/system/a.target.wants/",
 		"/etc/systemd/system/a.target.wants/kept.service -> /lib/systemd/system/kept.service",
 		"/etc/systemd/system/a.target.wants/masked.service -> /lib/systemd/system/masked.service",
 		"/etc/systemd/system/a.target.wants/new.service -> /lib/systemd/system/new.service",
