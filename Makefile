@@ -1,0 +1,39 @@
+# make demo   builds the Debian server, writes it onto a disk, boots the disk
+# make test   everything that must pass: checks, the quick loop, the boots
+# Both install what is missing by apt, and say so.
+
+GO        ?= go
+BUILD     := build
+STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
+export CGO_ENABLED ?= 0
+
+.PHONY: all programs deps demo test quick check boots bench clean
+
+all: programs
+
+programs:
+	$(GO) build -trimpath -ldflags "-s -w" -o $(BUILD)/ ./cmd/imgbuild ./cmd/imgpush
+
+deps:
+	@.ci/deps
+
+demo: deps programs
+	@.ci/demo $(BUILD)
+
+test: deps check quick boots
+
+check:
+	@.ci/check $(STATICCHECK)
+
+quick:
+	$(GO) test ./...
+
+# Real packages, real firmware, real boots: half an hour without KVM.
+boots: deps programs
+	IMGPIPE_BOOTS=1 $(GO) test -count=1 -timeout 60m -v ./cmd/imgbuild -run 'TestBoots'
+
+bench: deps programs
+	@.ci/bench $(BUILD)
+
+clean:
+	rm -rf $(BUILD)

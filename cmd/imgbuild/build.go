@@ -1,0 +1,200 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/klauspost/compress/zstd"
+	"github.com/urfave/cli/v2"
+
+	"github.com/imgpipe/imgpipe/cmd/internal/ui"
+	"github.com/imgpipe/imgpipe/pkg/diskimage"
+	"github.com/imgpipe/imgpipe/pkg/diskimage/build"
+	"github.com/imgpipe/imgpipe/pkg/diskimage/recipe"
+	"github.com/imgpipe/imgpipe/pkg/oci"
+)
+
+func buildCommand() *cli.Command {
+	return &cli.Command{
+		Name:      "build",
+		Usage:     "build the image that a recipe describes",
+		ArgsUsage: "RECIPE",
+		Description: `Installs the base and its packages in a private root, lays the recipe over the
+resulting tree, places it on filesystems, and packs the disk, which never exists as a
+file, into an OCI layout. The same recipe and packages give the same digest. As an
+ordinary user it needs subordinate ids (/etc/subuid); as root nothing.
+
+The package manager's output is kept in the cache and used again without network, until
+the recipe's base or packages change or --refresh asks the mirrors.
+
+  imgbuild build recipes/debian-server.yaml
+  imgbuild build recipes/debian-server.yaml -o oci:images:debian-server --set console=tty0
+  imgbuild build recipes/debian-server.yaml --raw disk.raw`,
+		Flags: []cli.Flag{
+			setFlag,
+			&cli.StringFlag{Name: "output", Aliases: []string{"o"}, Usage: "where the image goes, oci:DIR[:TAG] (default: oci:images:NAME-RELEASE)", DefaultText: " "},
+			&cli.StringFlag{Name: "raw", Usage: "also write the raw disk to `FILE`, sparsely"},
+			&cli.BoolFlag{Name: "refresh", Usage: "ask the mirrors again even if the cache has the packages"},
+			&cli.StringFlag{Name: "cache", Usage: "keep downloads and package trees in `DIR`", EnvVars: []string{"IMGPIPE_CACHE"}, DefaultText: "the user's cache"},
+			&cli.StringFlag{Name: "scratch", Usage: "`DIR` for the package manager's root (default: memory where there is enough)"},
+			&cli.IntFlag{Name: "workers", Usage: "compress with `N` workers (default: one a processor); the result is the same"},
+			&cli.StringFlag{Name: "level", Usage: "compression `LEVEL`: fastest, default, better, best", Value: oci.DefaultLevel.String()},
+		},
+		Action: runBuild,
+	}
+}
+
+// buildResult is what `imgbuild build --json` prints.
+type buildResult struct {
+	Reference  string           `json:"reference"`
+	Digest     diskimage.Digest `json:"digest"`
+	DiskDigest diskimage.Digest `json:"diskDigest"`
+	DiskSize   int64            `json:"diskSize"`
+	DataSize   int64            `json:"dataSize"`
+	BlobSize   int64            `json:"blobSize"` // compressed bytes, each distinct blob once
+	Seconds    float64          `json:"seconds"`
+	build.Record
+}
+
+func runBuild(c *cli.Context) (err error) {
+	r, err := oneRecipe(c)
+	if err != nil {
+		return err
+	}
+	begun := time.Now()
+	talk := ui.From(c)
+	out := c.String("output")
+	if out == "" {
+		out = fmt.Sprintf("oci:images:%s-%s", r.Name, r.Release)
+	}
+	ref, err := oci.ParseRef(out)
+	if err != nil {
+		return ui.Fail(ui.ExitUsage, err, "write it as oci:DIR:TAG")
+	}
+	if !ref.Digest.IsZero() {
+		return ui.Usagef(c, "--output %s: a digest cannot be chosen", out)
+	}
+	ok, level := zstd.EncoderLevelFromString(c.String("level"))
+	if !ok {
+		return ui.Usagef(c, "--level %s: want fastest, default, better or best", c.String("level"))
+	}
+	cache, err := cacheDir(c)
+	if err != nil {
+		return err
+	}
+
+	steps := &buildSteps{talk: talk}
+	image, err := build.Build(c.Context, r, build.Options{
+		CacheDir: cache, WorkDir: c.String("scratch"), Refresh: c.Bool("refresh"),
+		Env: proxies(), Progress: steps.event, Now: time.Now,
+	})
+	if err != nil {
+		return recipeError(err)
+	}
+	defer func() { err = errors.Join(err, image.Close()) }()
+
+	dir, err := oci.CreateDir(c.Context, ref.Dir)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, dir.Close()) }()
+	step := talk.Step("pack")
+	packBegun := time.Now()
+	packed, err := oci.Pack(c.Context, image.Disk, artifactConfig(r, image), dir, oci.PackOptions{
+		Level: level, Workers: c.Int("workers"), Progress: step.Set,
+	})
+	if err == nil {
+		err = dir.Publish(c.Context, packed.Descriptor, ref.Tag)
+	}
+	if step.End(err); err != nil {
+		return err
+	}
+	digest, err := diskimage.ParseDigest(packed.Descriptor.Digest.String())
+	if err != nil {
+		return err
+	}
+	a, err := dir.Open(c.Context, oci.Ref{Dir: ref.Dir, Digest: digest})
+	if err != nil {
+		return err
+	}
+	defer a.Close()
+	image.Record.Steps = append(image.Record.Steps, build.StepTime{Step: "pack", Seconds: time.Since(packBegun).Seconds()})
+	if path := c.String("raw"); path != "" {
+		if err := exportRaw(c, talk, a, path); err != nil {
+			return err
+		}
+	}
+	result := buildResult{
+		Reference: out, Digest: digest, DiskDigest: packed.Index.DiskDigest, DiskSize: packed.Index.DiskSize,
+		DataSize: packed.Index.DataSize(), BlobSize: a.StoredSize(), Seconds: time.Since(begun).Seconds(), Record: image.Record,
+	}
+	return talk.Result(result, func(w io.Writer) error {
+		_, err := fmt.Fprintf(w, "%s@%s\n%s disk, %s of data, %s in the artifact, built in %s\n", result.Reference, result.Digest,
+			ui.Bytes(result.DiskSize), ui.Bytes(result.DataSize), ui.Bytes(result.BlobSize), ui.Duration(time.Since(begun)))
+		return err
+	})
+}
+
+// cacheDir is --cache, IMGPIPE_CACHE, or the user's cache folder.
+func cacheDir(c *cli.Context) (string, error) {
+	if dir := c.String("cache"); dir != "" {
+		return filepath.Abs(dir)
+	}
+	dir, err := os.UserCacheDir()
+	if err != nil {
+		return "", ui.Fail(ui.ExitUsage, err, "name a folder with --cache")
+	}
+	return filepath.Join(dir, "imgpipe"), nil
+}
+
+// proxies are the environment variables that say how to reach the mirrors.
+func proxies() (env []string) {
+	for _, name := range []string{"http_proxy", "https_proxy", "ftp_proxy", "no_proxy"} {
+		for _, n := range []string{name, strings.ToUpper(name)} {
+			if v, ok := os.LookupEnv(n); ok {
+				env = append(env, n+"="+v)
+			}
+		}
+	}
+	return env
+}
+
+// buildSteps shows build's events as steps of talk.
+type buildSteps struct {
+	talk *ui.Talk
+	step *ui.Step
+}
+
+func (s *buildSteps) event(e build.Event) {
+	switch {
+	case e.Ended && s.step != nil:
+		s.step.End(e.Err)
+		s.step = nil
+	case s.step == nil && !e.Ended:
+		s.step = s.talk.Step(e.Step)
+		fallthrough
+	case e.Note != "":
+		s.step.Note(e.Note)
+	}
+}
+
+// artifactConfig says in the artifact what the image is.
+func artifactConfig(r *recipe.Recipe, im *build.Image) oci.Config {
+	digest := diskimage.DigestOf(r.Canonical())
+	cfg := oci.Config{
+		OS: "linux", Architecture: r.Arch, Name: r.Name, Version: r.Release, Flavour: r.Flavour, Epoch: r.Epoch,
+		Disk:   oci.DiskConfig{SectorSize: im.Table.SectorSize, Table: im.Table},
+		Recipe: &digest,
+		Boot:   &oci.BootConfig{Firmware: r.Boot.Firmware, Loader: r.Boot.Loader, Cmdline: r.Boot.Cmdline},
+		Test:   &oci.TestConfig{TimeoutSeconds: int64(r.Test.Timeout.Seconds()), Expect: r.Test.Expect, Reject: r.Test.Reject},
+	}
+	for _, p := range im.Record.Packages {
+		cfg.Packages = append(cfg.Packages, oci.Package{Name: p.Name, Version: p.Version, Architecture: p.Arch})
+	}
+	return cfg
+}

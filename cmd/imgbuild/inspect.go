@@ -1,0 +1,126 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"strings"
+	"text/tabwriter"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/imgpipe/imgpipe/cmd/internal/ui"
+	"github.com/imgpipe/imgpipe/pkg/diskimage"
+	"github.com/imgpipe/imgpipe/pkg/oci"
+)
+
+// openArtifact opens a REF of the command line.
+func openArtifact(c *cli.Context, text string) (*oci.Artifact, error) {
+	ref, err := oci.ParseRef(text)
+	if err != nil {
+		return nil, ui.Fail(ui.ExitUsage, err, "write it as oci:DIR:TAG")
+	}
+	a, err := oci.Open(c.Context, ref)
+	return a, ui.Fail(ui.ExitSource, err, "")
+}
+
+func inspectCommand() *cli.Command {
+	return &cli.Command{
+		Name:      "inspect",
+		Usage:     "print what an image is: identity, partitions, packages, figures",
+		ArgsUsage: "REF",
+		Description: `Reads the manifest, config and index, and none of the disk.
+
+  imgbuild inspect oci:images:debian-server
+  imgbuild inspect --json oci:images:debian-server | jq .config.packages`,
+		Flags: []cli.Flag{&cli.BoolFlag{Name: "packages", Usage: "list every package with its version"}},
+		Action: func(c *cli.Context) error {
+			if c.NArg() != 1 {
+				return ui.Usagef(c, "inspect needs one REF")
+			}
+			a, err := openArtifact(c, c.Args().First())
+			if err != nil {
+				return err
+			}
+			defer a.Close()
+			in := inspect(c.Args().First(), a)
+			return ui.From(c).Result(in, func(w io.Writer) error { return in.write(w, c.Bool("packages")) })
+		},
+	}
+}
+
+// inspection is what `imgbuild inspect --json` prints.
+type inspection struct {
+	Reference string           `json:"reference"`
+	Digest    diskimage.Digest `json:"digest"`
+	Config    oci.Config       `json:"config"`
+	Segments  int              `json:"segments"`
+	Blobs     int              `json:"blobs"`    // distinct segments
+	Chunks    int              `json:"chunks"`   // with data
+	DataSize  int64            `json:"dataSize"` // plain bytes in chunks
+	BlobSize  int64            `json:"blobSize"` // compressed bytes of distinct segments
+}
+
+func inspect(ref string, a *oci.Artifact) *inspection {
+	x := a.Index()
+	in := &inspection{Reference: ref, Digest: a.Digest(), Config: a.Config(), Segments: len(x.Segments),
+		Chunks: len(x.Chunks), DataSize: x.DataSize()}
+	seen := map[diskimage.Digest]bool{}
+	for _, s := range x.Segments {
+		if !seen[s.Digest] {
+			seen[s.Digest] = true
+			in.Blobs++
+			in.BlobSize += s.Size
+		}
+	}
+	return in
+}
+
+func (in *inspection) write(out io.Writer, packages bool) error {
+	c := in.Config
+	w := tabwriter.NewWriter(out, 0, 4, 2, ' ', 0)
+	row := func(name, format string, args ...any) {
+		fmt.Fprintf(w, "%s\t"+format+"\n", append([]any{name}, args...)...)
+	}
+	row("image", "%s %s, %s/%s", c.Name, c.Version, c.OS, c.Architecture)
+	row("digest", "%s", in.Digest)
+	row("disk digest", "%s", c.Disk.Digest)
+	row("epoch", "%s", c.Epoch.Format("2006-01-02T15:04:05Z07:00"))
+	row("disk", "%s in sectors of %d, %s of data", ui.Bytes(c.Disk.Size), c.Disk.SectorSize, ui.Bytes(in.DataSize))
+	row("artifact", "%s in %d segments (%d distinct), %d chunks of %s, %s %s %s", ui.Bytes(in.BlobSize), in.Segments, in.Blobs,
+		in.Chunks, ui.Bytes(c.Disk.ChunkSize), c.Compressor.Name, c.Compressor.Version, c.Compressor.Level)
+	if b := c.Boot; b != nil {
+		row("boot", "%s, %s, %s", b.Firmware, b.Loader, b.Cmdline)
+	}
+	if t := c.Test; t != nil {
+		row("test", "expects %s within %d s, rejects %s", quoted(t.Expect), t.TimeoutSeconds, quoted(t.Reject))
+	}
+	row("packages", "%d", len(c.Packages))
+	if err := w.Flush(); err != nil {
+		return err
+	}
+	if c.Disk.Table != nil {
+		fmt.Fprintln(w, "\npartition\tstart\tsize\tfilesystem\tlabel\tPARTUUID\t")
+		for _, p := range c.Disk.Table.Partitions {
+			grow := ""
+			if p.Grow {
+				grow = "grows"
+			}
+			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", p.Name, ui.Bytes(p.Extent.Off), ui.Bytes(p.Extent.Len),
+				p.Filesystem.Type, p.Filesystem.Label, p.GUID, grow)
+		}
+	}
+	if packages {
+		fmt.Fprintln(w, "\npackage\tversion\tarchitecture")
+		for _, p := range c.Packages {
+			fmt.Fprintf(w, "%s\t%s\t%s\n", p.Name, p.Version, p.Architecture)
+		}
+	}
+	return w.Flush()
+}
+
+func quoted(texts []string) string {
+	if len(texts) == 0 {
+		return "nothing"
+	}
+	return `"` + strings.Join(texts, `", "`) + `"`
+}

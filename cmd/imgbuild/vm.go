@@ -1,0 +1,181 @@
+package main
+
+import (
+	"bytes"
+	"debug/pe"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/imgpipe/imgpipe/cmd/internal/qemu"
+	"github.com/imgpipe/imgpipe/cmd/internal/ui"
+	"github.com/imgpipe/imgpipe/pkg/diskimage"
+	"github.com/imgpipe/imgpipe/pkg/diskimage/foreign"
+	"github.com/imgpipe/imgpipe/pkg/diskimage/gpt"
+	"github.com/imgpipe/imgpipe/pkg/oci"
+)
+
+// vmFlags are what boot and test share.
+func vmFlags() []cli.Flag {
+	return []cli.Flag{
+		&cli.StringFlag{Name: "disk", Usage: "boot the raw disk `FILE` instead of an image; the file is not changed"},
+		&cli.Int64Flag{Name: "sector-size", Usage: "logical sector of --disk in `BYTES`: 512 or 4096", Value: 512},
+		&cli.StringFlag{Name: "accel", Usage: "`NAME`: kvm, tcg, or auto, which tries whether kvm really boots a guest", Value: "auto"},
+		&cli.IntFlag{Name: "memory", Usage: "memory of the guest in `MIB`", Value: 1024},
+		&cli.IntFlag{Name: "cpus", Usage: "processors of the guest", Value: 2},
+		&cli.StringFlag{Name: "scratch", Usage: "`DIR` for the scratch copy of the image (default: the system's)"},
+	}
+}
+
+// guest is a machine ready to boot, and what it boots.
+type guest struct {
+	qemu.Machine
+	config *oci.Config // nil with --disk
+	why    error       // why emulation and not kvm; nil with kvm
+	close  func()
+}
+
+// newGuest prepares the machine for the command's REF or --disk. The image is
+// written to a scratch file: the artifact itself is never booted.
+func newGuest(c *cli.Context, talk *ui.Talk) (*guest, error) {
+	g := &guest{close: func() {}}
+	path := c.String("disk")
+	switch {
+	case path == "" && c.NArg() != 1:
+		return nil, ui.Usagef(c, "%s needs one REF, or --disk FILE", c.Command.Name)
+	case path != "" && c.NArg() != 0:
+		return nil, ui.Usagef(c, "%s takes a REF or --disk FILE, not both", c.Command.Name)
+	}
+	arch := "amd64"
+	sector := c.Int64("sector-size")
+	if path == "" {
+		a, err := openArtifact(c, c.Args().First())
+		if err != nil {
+			return nil, err
+		}
+		defer a.Close()
+		cfg := a.Config()
+		g.config, arch, sector = &cfg, cfg.Architecture, cfg.Disk.SectorSize
+		dir, err := os.MkdirTemp(c.String("scratch"), "imgpipe-scratch-")
+		if err != nil {
+			return nil, err
+		}
+		g.close = func() { os.RemoveAll(dir) }
+		path = filepath.Join(dir, "disk.raw")
+		if err := exportRaw(c, talk, a, path); err != nil {
+			g.close()
+			return nil, err
+		}
+	}
+	host, err := qemu.Find(arch)
+	if err != nil {
+		g.close()
+		return nil, err
+	}
+	g.Machine = qemu.Machine{Host: host, Disk: path, Snapshot: true, SectorSize: sector,
+		MemoryMiB: c.Int("memory"), CPUs: c.Int("cpus"), Accel: c.String("accel")}
+	switch g.Accel {
+	case "kvm", "tcg":
+	case "auto":
+		g.Accel, g.why = probe(c, host, path, sector)
+	default:
+		g.close()
+		return nil, ui.Usagef(c, "--accel %s: want kvm, tcg or auto", g.Accel)
+	}
+	if g.why != nil {
+		talk.Sayf("emulating the processor, which is slow: %v", g.why)
+	}
+	return g, nil
+}
+
+// probe asks qemu.Probe with the kernel that the disk itself boots.
+func probe(c *cli.Context, host qemu.Host, path string, sector int64) (string, error) {
+	if _, err := os.Stat("/dev/kvm"); err != nil || host.Arch != "amd64" {
+		return "tcg", qemu.ErrNoKVM
+	}
+	kernel, err := kernelOf(path, sector)
+	if err != nil {
+		return "tcg", fmt.Errorf("%w: nothing to try it with: %w", qemu.ErrNoKVM, err)
+	}
+	file := filepath.Join(os.TempDir(), fmt.Sprintf("imgpipe-probe-%d", os.Getpid()))
+	defer os.Remove(file)
+	if err := os.WriteFile(file, kernel, 0o600); err != nil {
+		return "tcg", err
+	}
+	return qemu.Probe(c.Context, host, file)
+}
+
+// kernelOf takes the Linux kernel out of the UKI on a disk's ESP.
+func kernelOf(path string, sector int64) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	table, err := gpt.Parse(f, info.Size(), sector)
+	if err != nil {
+		return nil, err
+	}
+	esp := table.Find(diskimage.RoleESP)
+	if esp == nil {
+		return nil, errors.New("the disk has no EFI system partition")
+	}
+	if esp.Filesystem.Type, err = foreign.FATType(f, esp.Extent.Off); err != nil {
+		return nil, err
+	}
+	disk := diskimage.Section(f, 0, info.Size())
+	uki, err := foreign.ReadFile(disk, *esp, sector, "/EFI/BOOT/BOOTX64.EFI", 512<<20)
+	if err != nil {
+		return nil, err
+	}
+	image, err := pe.NewFile(bytes.NewReader(uki))
+	if err != nil {
+		return nil, err
+	}
+	s := image.Section(".linux")
+	if s == nil {
+		return nil, errors.New("BOOTX64.EFI is not a unified kernel image")
+	}
+	return s.Data()
+}
+
+func bootCommand() *cli.Command {
+	return &cli.Command{
+		Name:      "boot",
+		Usage:     "run an image in QEMU, its console on this terminal",
+		ArgsUsage: "REF | --disk FILE",
+		Description: `Boots through UEFI firmware on a scratch copy: the image is not changed, and what
+the machine writes is gone afterwards. Ctrl-A X leaves, Ctrl-A C opens QEMU's monitor.
+
+  imgbuild boot oci:images:debian-server
+  imgbuild boot oci:images:debian-server --forward tcp:127.0.0.1:2222-:22
+  imgbuild boot --disk target.raw`,
+		Flags: append(vmFlags(),
+			&cli.StringSliceFlag{Name: "forward", Usage: "forward a port to the guest: `PROTO:HOST:PORT-:GUESTPORT`; may be repeated"}),
+		Action: func(c *cli.Context) error {
+			talk := ui.From(c)
+			g, err := newGuest(c, talk)
+			if err != nil {
+				return err
+			}
+			defer g.close()
+			g.Forwards = c.StringSlice("forward")
+			talk.Sayf("booting with %s; Ctrl-A X leaves", g.Accel)
+			return g.Interactive(c.Context, os.Stdin, os.Stdout, os.Stderr)
+		},
+	}
+}
+
+// lastLines returns the last n lines of s.
+func lastLines(s string, n int) string {
+	lines := strings.Split(strings.TrimRight(s, "\n"), "\n")
+	return strings.Join(lines[max(0, len(lines)-n):], "\n")
+}

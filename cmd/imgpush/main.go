@@ -1,0 +1,26 @@
+// Command imgpush carries an image to a disk. It builds nothing, and is small
+// enough to run in the memory of a machine that has no disk yet.
+package main
+
+import (
+	"os"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/imgpipe/imgpipe/cmd/internal/ui"
+)
+
+func main() { os.Exit(ui.Main(app(), os.Args)) }
+
+func app() *cli.App {
+	return &cli.App{
+		Name:  "imgpush",
+		Usage: "stream a golden disk image onto disks",
+		Description: `Every byte is verified before it is written, and what makes a disk bootable is
+written last: at every moment the target holds what it held before, untouched, or does
+not boot, or is the verified image.
+
+  imgpush write oci:images:debian-server /dev/sdX --yes --insecure-no-signature`,
+		Commands: []*cli.Command{writeCommand()},
+	}
+}

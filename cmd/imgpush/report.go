@@ -1,0 +1,59 @@
+package main
+
+import (
+	"fmt"
+	"io"
+
+	"github.com/imgpipe/imgpipe/cmd/internal/ui"
+	"github.com/imgpipe/imgpipe/pkg/deliver"
+)
+
+// writePlan prints what a write would do, for people.
+func (w *write) writePlan(out io.Writer) error {
+	p := w.result.Plan
+	fmt.Fprintf(out, "%s (%s in sectors of %d", w.result.Target.Path, ui.Bytes(p.Target.Size), p.Target.SectorSize)
+	for _, s := range []string{w.result.Target.Model, w.result.Target.Serial} {
+		if s != "" {
+			fmt.Fprintf(out, ", %s", s)
+		}
+	}
+	fmt.Fprintln(out, ")")
+	writeTable(out, "  holds now:", p.Before)
+	writeTable(out, "  would be:", p.After)
+	if p.Empty {
+		_, err := fmt.Fprintln(out, "  nothing to do: it already is this image")
+		return err
+	}
+	_, err := fmt.Fprintf(out, "  fetch %s (%s on the wire), zero %s, compute %s, keep %s\n",
+		ui.Bytes(p.Fetch), ui.Bytes(p.Wire), ui.Bytes(p.Zero), ui.Bytes(p.Overlay), ui.Bytes(p.Skip))
+	return err
+}
+
+func writeTable(out io.Writer, title string, t deliver.TableSummary) {
+	if t.DiskGUID == nil && len(t.Partitions) == 0 {
+		fmt.Fprintf(out, "%s no partition table\n", title)
+		return
+	}
+	fmt.Fprintf(out, "%s\n", title)
+	for _, p := range t.Partitions {
+		fmt.Fprintf(out, "    %-10s %10s at %s\n", p.Name, ui.Bytes(p.Extent.Len), ui.Bytes(p.Extent.Off))
+	}
+}
+
+// writeReport prints what a write did, for people.
+func (w *write) writeReport(out io.Writer) error {
+	r := w.result.Report
+	if w.result.Plan.Empty {
+		_, err := fmt.Fprintf(out, "%s already is %s: nothing was written\n", w.result.Target.Path, w.result.Image)
+		return err
+	}
+	b := r.Bytes
+	fmt.Fprintf(out, "%s is %s, verified\n", w.result.Target.Path, w.result.Image)
+	limit := ""
+	if r.Limit != "" {
+		limit = ", the " + r.Limit + " was the limit"
+	}
+	_, err := fmt.Fprintf(out, "  %s fetched, %s written, %s zeroed, %s kept, %s read back (%s), in %.1f s%s\n",
+		ui.Bytes(b.Fetched), ui.Bytes(b.Written), ui.Bytes(b.Zeroed), ui.Bytes(b.Skipped), ui.Bytes(b.ReadBack), r.ReadBack, w.result.Seconds, limit)
+	return err
+}

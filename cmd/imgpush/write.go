@@ -1,0 +1,295 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/imgpipe/imgpipe/cmd/internal/ui"
+	"github.com/imgpipe/imgpipe/pkg/deliver"
+	"github.com/imgpipe/imgpipe/pkg/deliver/blockdev"
+	"github.com/imgpipe/imgpipe/pkg/deliver/firstboot"
+	"github.com/imgpipe/imgpipe/pkg/diskimage"
+	"github.com/imgpipe/imgpipe/pkg/oci"
+)
+
+var _ deliver.Source = (*oci.Artifact)(nil) // where the two sides meet
+
+func writeCommand() *cli.Command {
+	return &cli.Command{
+		Name:      "write",
+		Usage:     "put an image onto a disk",
+		ArgsUsage: "REF TARGET",
+		Description: `TARGET is a block device or a raw disk file, at least as large as the image: its
+partition table is fitted to it, and the image's growing partition reaches to its end.
+
+What the target already holds is not written again, so running the same command again
+finishes an interrupted write, and redeploying moves only what changed. Ctrl-C leaves a
+disk that does not boot, and says so.
+
+The config flags become the NoCloud volume that cloud-init reads on the first boot; with
+none of them that volume is blank.
+
+  imgpush write oci:images:debian-server /dev/sdX --dry-run --insecure-no-signature
+  imgpush write oci:images:debian-server /dev/sdX --insecure-no-signature --hostname db1
+  imgpush write oci:images:debian-server disk.raw --yes --insecure-no-signature --user-data u.yaml`,
+		Flags: []cli.Flag{
+			&cli.BoolFlag{Name: "yes", Usage: "do not ask; needed where no terminal can be asked"},
+			&cli.BoolFlag{Name: "insecure-no-signature", Usage: "write an image that nobody signed; this version verifies no signatures, and so needs it"},
+			&cli.BoolFlag{Name: "dry-run", Usage: "print what would be done; the target is read, not written"},
+			&cli.StringFlag{Name: "verify", Usage: "what is read back: written (what was written), full (every byte, zeros too)", Value: "written"},
+			&cli.IntFlag{Name: "workers", Usage: "fetch, decode and write with `N` workers (default: by processors)"},
+			&cli.StringFlag{Name: "user-data", Usage: "cloud-init user-data from `FILE`"},
+			&cli.StringFlag{Name: "meta-data", Usage: "cloud-init meta-data from `FILE`"},
+			&cli.StringFlag{Name: "network-config", Usage: "cloud-init network-config from `FILE`"},
+			&cli.StringFlag{Name: "hostname", Usage: "the machine's `NAME`"},
+			&cli.StringSliceFlag{Name: "ssh-key", Usage: "`LINE` of authorized_keys for the image's default user; may be repeated"},
+		},
+		Action: runWrite,
+	}
+}
+
+// writeResult is what `imgpush write --json` prints.
+type writeResult struct {
+	Image   string            `json:"image"`
+	Digest  diskimage.Digest  `json:"digest"`
+	Target  blockdev.Info     `json:"target"`
+	Config  *diskimage.Digest `json:"config,omitempty"` // of the machine's config, which is not shown
+	DryRun  bool              `json:"dryRun,omitempty"`
+	Plan    deliver.Summary   `json:"plan"`
+	Steps   []deliver.Step    `json:"steps,omitempty"`  // with --dry-run
+	Report  *deliver.Report   `json:"report,omitempty"` // without
+	Seconds float64           `json:"seconds"`
+}
+
+// write is one run of the command.
+type write struct {
+	c        *cli.Context
+	talk     *ui.Talk
+	artifact *oci.Artifact
+	disk     *blockdev.Disk
+	options  deliver.Options
+	result   writeResult
+}
+
+func runWrite(c *cli.Context) (err error) {
+	if c.NArg() != 2 {
+		return ui.Usagef(c, "write needs a REF and a TARGET, got %d arguments", c.NArg())
+	}
+	config, err := machineConfig(c)
+	if err != nil {
+		return err
+	}
+	w := &write{c: c, talk: ui.From(c)}
+	w.options = deliver.Options{Workers: c.Int("workers"), Progress: new(deliver.Progress), Now: time.Now}
+	if w.options.Verify, err = verifyMode(c); err != nil {
+		return err
+	}
+	begun := time.Now()
+	ref, err := oci.ParseRef(c.Args().First())
+	if err != nil {
+		return ui.Fail(ui.ExitUsage, err, "write it as oci:DIR:TAG")
+	}
+	if !c.Bool("insecure-no-signature") {
+		return ui.Fail(ui.ExitTrust, fmt.Errorf("%s: nothing says that this image is to be trusted; the target is untouched", ref),
+			"--insecure-no-signature writes it all the same")
+	}
+	if w.artifact, err = oci.Open(c.Context, ref); err != nil {
+		return ui.Fail(ui.ExitSource, err, "")
+	}
+	defer w.artifact.Close()
+	w.disk, err = blockdev.Open(c.Context, c.Args().Get(1), blockdev.Options{
+		SectorSize: w.artifact.Config().Disk.SectorSize, ReadOnly: c.Bool("dry-run")})
+	if err != nil {
+		return exitError(err)
+	}
+	defer func() { err = errors.Join(err, w.disk.Close()) }()
+
+	w.result = writeResult{Image: ref.String(), Digest: w.artifact.Digest(), Target: w.disk.Info(), DryRun: c.Bool("dry-run")}
+	if !config.IsZero() {
+		d := config.Digest()
+		w.result.Config = &d
+	}
+	plan, err := w.plan(config)
+	if err != nil {
+		return exitError(err)
+	}
+	w.result.Plan = plan.Summary()
+	if w.result.DryRun {
+		for s := range plan.Steps() {
+			w.result.Steps = append(w.result.Steps, s)
+		}
+		return w.talk.Result(w.result, w.writePlan)
+	}
+	if err := w.confirm(plan); err != nil {
+		return err
+	}
+	if err := w.apply(plan); err != nil {
+		return exitError(err)
+	}
+	w.result.Seconds = time.Since(begun).Seconds()
+	return w.talk.Result(w.result, w.writeReport)
+}
+
+// plan looks at the target and decides what to do with it.
+func (w *write) plan(config firstboot.Config) (*deliver.Plan, error) {
+	ctx, a, info := w.c.Context, w.artifact, deliver.InfoOf(w.disk)
+	table, overlays, err := deliver.Fit(a.Table(), info, deliver.FitOptions{Config: !config.IsZero()})
+	if err != nil {
+		return nil, err
+	}
+	if !config.IsZero() {
+		seed, err := firstboot.Overlay(table, config, a.Config().Epoch)
+		if err != nil {
+			return nil, ui.Fail(ui.ExitTarget, fmt.Errorf("config: %w; the target is untouched", err), "")
+		}
+		overlays = append(overlays, seed)
+	}
+	want, err := deliver.NewWant(a.Index(), table, info, overlays)
+	if err != nil {
+		return nil, err
+	}
+	if err := want.Resolve(ctx, a, w.options); err != nil {
+		return nil, err
+	}
+	step := w.talk.Step("look")
+	stop := follow(ctx, func() { step.Set(w.options.Progress.Looked.Load(), 0) })
+	have, err := deliver.Look(ctx, want, w.disk, w.options)
+	stop()
+	if err == nil {
+		step.Note(ui.Bytes(have.Equal(want)) + " are already there")
+	}
+	if step.End(err); err != nil {
+		return nil, err
+	}
+	return deliver.NewPlan(want, have)
+}
+
+// apply does what the plan says, and shows how far it is.
+func (w *write) apply(plan *deliver.Plan) error {
+	if plan.Empty() {
+		var err error
+		w.result.Report, err = deliver.Apply(w.c.Context, plan, w.artifact, w.disk, w.options)
+		return err
+	}
+	p, s := w.options.Progress, plan.Summary()
+	step := w.talk.Step("write")
+	stop := follow(w.c.Context, func() {
+		step.Set(p.Fetched.Load(), s.Wire)
+		step.Note(fmt.Sprintf("%s: %s written, %s zeroed, %s read back", p.Phase(), ui.Bytes(p.Written.Load()), ui.Bytes(p.Zeroed.Load()), ui.Bytes(p.ReadBack.Load())))
+	})
+	report, err := deliver.Apply(w.c.Context, plan, w.artifact, w.disk, w.options)
+	stop()
+	step.End(err)
+	w.result.Report = report
+	if err != nil {
+		return err
+	}
+	return w.disk.RereadTable()
+}
+
+// follow calls show five times a second, and once more when it is stopped.
+func follow(ctx context.Context, show func()) (stop func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		ticker := time.NewTicker(200 * time.Millisecond)
+		defer ticker.Stop()
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-ticker.C:
+				show()
+			}
+		}
+	}()
+	return func() { cancel(); <-done; show() }
+}
+
+// confirm asks the person at the terminal to name the disk that is to be erased.
+func (w *write) confirm(plan *deliver.Plan) error {
+	if w.c.Bool("yes") || plan.Empty() {
+		return nil
+	}
+	info := w.disk.Info()
+	if !w.talk.IsTerminal() {
+		return ui.Fail(ui.ExitUsage, fmt.Errorf("%s would be erased, and nobody can be asked; it is untouched", info.Path), "add --yes")
+	}
+	word := info.Serial
+	if word == "" {
+		word = info.Path
+	}
+	_ = w.writePlan(w.c.App.ErrWriter)
+	fmt.Fprintf(w.c.App.ErrWriter, "Everything on %s will be lost. Type %s to go on: ", info.Path, word)
+	line, err := bufio.NewReader(w.c.App.Reader).ReadString('\n')
+	if strings.TrimSpace(line) != word || err != nil && err != io.EOF {
+		return ui.Fail(ui.ExitTarget, fmt.Errorf("not confirmed; %s is untouched", info.Path), "")
+	}
+	return nil
+}
+
+func verifyMode(c *cli.Context) (deliver.Verify, error) {
+	switch v := c.String("verify"); v {
+	case "written":
+		return deliver.VerifyWritten, nil
+	case "full":
+		return deliver.VerifyFull, nil
+	default:
+		return 0, ui.Usagef(c, "--verify %s: want written or full", v)
+	}
+}
+
+// maxConfig bounds a config file: no config volume is larger.
+const maxConfig = 64 << 20
+
+// machineConfig reads the files that the config flags name.
+func machineConfig(c *cli.Context) (firstboot.Config, error) {
+	config := firstboot.Config{Hostname: c.String("hostname"), SSHKeys: c.StringSlice("ssh-key")}
+	for _, f := range []struct {
+		flag string
+		to   *[]byte
+	}{{"user-data", &config.UserData}, {"meta-data", &config.MetaData}, {"network-config", &config.NetworkConfig}} {
+		path := c.String(f.flag)
+		if path == "" {
+			continue
+		}
+		info, err := os.Stat(path)
+		if err == nil && info.Size() > maxConfig {
+			err = fmt.Errorf("%s: %s are too much for a config", path, ui.Bytes(info.Size()))
+		}
+		if err == nil {
+			*f.to, err = os.ReadFile(path)
+		}
+		if err != nil {
+			return config, ui.Fail(ui.ExitUsage, fmt.Errorf("--%s: %w", f.flag, err), "")
+		}
+	}
+	return config, nil
+}
+
+// exitCodes are the exit codes of what goes wrong in delivering.
+var exitCodes = map[deliver.Problem]int{
+	deliver.ProblemOther: ui.ExitOther, deliver.ProblemTarget: ui.ExitTarget, deliver.ProblemSource: ui.ExitSource,
+	deliver.ProblemTrust: ui.ExitTrust, deliver.ProblemWrite: ui.ExitWrite, deliver.ProblemMismatch: ui.ExitMismatch,
+	deliver.ProblemInterrupted: ui.ExitInterrupted,
+}
+
+// exitError gives an error of package deliver its exit code.
+func exitError(err error) error {
+	if _, ok := errors.AsType[*ui.Error](err); ok {
+		return err
+	}
+	if e, ok := errors.AsType[*deliver.Error](err); ok {
+		return ui.Fail(exitCodes[e.Problem], err, e.Try)
+	}
+	return err
+}

@@ -1,0 +1,64 @@
+package build
+
+import (
+	"context"
+	"errors"
+	"path"
+	"strings"
+
+	"github.com/imgpipe/imgpipe/pkg/diskimage"
+	"github.com/imgpipe/imgpipe/pkg/diskimage/boot"
+	"github.com/imgpipe/imgpipe/pkg/diskimage/tree"
+)
+
+// efiPrograms is where firmware looks for a disk's program when no boot entry
+// names one (UEFI 2.10, section 3.5.1.1).
+var efiPrograms = map[string]string{"amd64": "/EFI/BOOT/BOOTX64.EFI", "arm64": "/EFI/BOOT/BOOTAA64.EFI"}
+
+// boot makes the unified kernel image of the tree's kernel and initramfs, and
+// takes both out of the tree: they are in the UKI.
+func (b *builder) boot(context.Context) error {
+	r := b.recipe
+	k, err := boot.Find(b.tree, r.Arch)
+	if err != nil {
+		return b.locate(err)
+	}
+	b.image.Record.Kernel = k.Version
+	uki, err := k.UKI(b.tree, b.cmdline())
+	if err != nil {
+		return err
+	}
+	image, err := uki.Build()
+	if err != nil {
+		return err
+	}
+	b.uki = &tree.Inode{Mode: 0o644, MTime: r.Epoch, Data: image}
+	for _, p := range k.Paths() {
+		b.tree.Remove(p)
+	}
+	return nil
+}
+
+// cmdline is the kernel's command line: the root, mounted read-only so that
+// systemd checks it before it is remounted as /etc/fstab says.
+func (b *builder) cmdline() string {
+	id := identities(b.recipe)
+	for _, p := range b.recipe.Disk.Partitions {
+		if p.Type == string(diskimage.RoleRoot) {
+			return strings.TrimSpace("root=PARTUUID=" + id.partition(p.Name).String() + " ro " + b.recipe.Boot.Cmdline)
+		}
+	}
+	return b.recipe.Boot.Cmdline
+}
+
+// espTree is what the EFI system partition holds.
+func (b *builder) espTree() (*tree.Tree, error) {
+	t := tree.New()
+	p := efiPrograms[b.recipe.Arch]
+	for dir := path.Dir(p); dir != "/"; dir = path.Dir(dir) {
+		if err := t.Put(dir, &tree.Inode{Kind: tree.Dir, Mode: 0o755, MTime: b.recipe.Epoch}); err != nil {
+			return nil, err
+		}
+	}
+	return t, errors.Join(t.Put(p, b.uki))
+}

@@ -1,0 +1,196 @@
+// Package build makes a disk of a recipe: packages to tree, tree to
+// filesystems, filesystems to one sparse Disk with its Table and a Record of
+// what went in.
+//
+//	image, err := build.Build(ctx, r, build.Options{CacheDir: cache})
+//	defer image.Close()
+//	oci.Pack(ctx, image.Disk, …)
+//
+// It guarantees that the same recipe, inputs and version give the same bytes,
+// whoever builds them where and when; that nothing of the image ever lies on
+// the host's filesystem as files outside the package manager's private root;
+// and that mistakes come back as recipe.Errors at their lines. The Disk reads
+// the package manager's cached output and the recipe's source files where they
+// lie, so these must stay until Close.
+package build
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/imgpipe/imgpipe/pkg/diskimage"
+	"github.com/imgpipe/imgpipe/pkg/diskimage/customize"
+	"github.com/imgpipe/imgpipe/pkg/diskimage/packages"
+	"github.com/imgpipe/imgpipe/pkg/diskimage/recipe"
+	"github.com/imgpipe/imgpipe/pkg/diskimage/tree"
+)
+
+// Options says where a build keeps things. CacheDir is needed.
+type Options struct {
+	CacheDir string           // package manager's output and downloads
+	WorkDir  string           // for the package manager's root; "" is memory where there is enough, else the system's
+	Refresh  bool             // look at the mirrors again even if the cache has an answer
+	Env      []string         // more environment for the package manager: http_proxy=…
+	Log      io.Writer        // gets the package manager's own output; nil for none
+	Progress func(Event)      // called in order; nil for none
+	Now      func() time.Time // for Record.Steps
+}
+
+// Event tells how a build goes on: the step that runs, or that it ended.
+type Event struct {
+	Step  string // packages, tree, boot, layout
+	Note  string // what is being done, in a few words
+	Ended bool
+	Err   error // with Ended
+}
+
+// Image is a built disk, not yet read.
+type Image struct {
+	Disk   diskimage.Disk
+	Table  *diskimage.Table
+	Record Record
+	files  []*os.File
+}
+
+// Record is what went into an image, and what it took.
+type Record struct {
+	Packages  []packages.Package `json:"packages,omitempty"`
+	Sources   []packages.Source  `json:"sources,omitempty"`
+	FromCache bool               `json:"packagesFromCache"`
+	Inodes    int                `json:"inodes"`
+	RootUsed  int64              `json:"rootUsed"` // bytes
+	RootSize  int64              `json:"rootSize"` // bytes
+	Kernel    string             `json:"kernel"`   // version
+	Steps     []StepTime         `json:"steps"`
+
+	PackageSteps []packages.StepTime `json:"packageSteps,omitempty"` // within the step "packages"
+}
+
+// StepTime is how long a step took.
+type StepTime struct {
+	Step    string  `json:"step"`
+	Seconds float64 `json:"seconds"`
+}
+
+// Close lets go of the inputs.
+func (im *Image) Close() error {
+	var first error
+	for _, f := range im.files {
+		if err := f.Close(); err != nil && first == nil {
+			first = err
+		}
+	}
+	im.files = nil
+	return first
+}
+
+// Build makes the image that r describes.
+func Build(ctx context.Context, r *recipe.Recipe, o Options) (im *Image, err error) {
+	im = &Image{}
+	defer func() {
+		if err != nil {
+			im.Close()
+			im = nil
+		}
+	}()
+	b := &builder{recipe: r, options: o, image: im}
+	for _, step := range []struct {
+		name string
+		run  func(context.Context) error
+	}{
+		{"packages", b.packages},
+		{"tree", b.customize},
+		{"boot", b.boot},
+		{"layout", b.layout},
+	} {
+		if err := b.step(ctx, step.name, step.run); err != nil {
+			return nil, err
+		}
+	}
+	return im, nil
+}
+
+// builder carries a build from step to step.
+type builder struct {
+	recipe  *recipe.Recipe
+	options Options
+	image   *Image
+	current string
+
+	tree *tree.Tree  // of the root and of what is mounted below it
+	uki  *tree.Inode // the EFI program that boots the image
+}
+
+func (b *builder) step(ctx context.Context, name string, run func(context.Context) error) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	b.current = name
+	b.say("")
+	begun := b.options.Now()
+	err := run(ctx)
+	b.image.Record.Steps = append(b.image.Record.Steps, StepTime{name, b.options.Now().Sub(begun).Seconds()})
+	if b.options.Progress != nil {
+		b.options.Progress(Event{Step: name, Ended: true, Err: err})
+	}
+	return err
+}
+
+func (b *builder) say(note string) {
+	if b.options.Progress != nil {
+		b.options.Progress(Event{Step: b.current, Note: note})
+	}
+}
+
+// packages runs the package manager, or finds what it made before.
+func (b *builder) packages(ctx context.Context) error {
+	r := b.recipe
+	res, err := packages.Debian(ctx, packages.Request{
+		Debian: *r.Base.Debian, Arch: r.Arch, Packages: r.Packages, Epoch: r.Epoch,
+	}, packages.Options{
+		CacheDir: b.options.CacheDir, WorkDir: b.options.WorkDir, Refresh: b.options.Refresh,
+		Env: b.options.Env, Log: b.options.Log, Now: b.options.Now, Progress: b.packageEvent,
+	})
+	if err != nil {
+		return b.locate(err)
+	}
+	rec := &b.image.Record
+	rec.Packages, rec.Sources, rec.FromCache = res.Packages, res.Sources, res.FromCache
+	if !res.FromCache {
+		rec.PackageSteps = res.Steps
+	}
+	f, err := os.Open(res.Tar)
+	if err != nil {
+		return err
+	}
+	b.image.files = append(b.image.files, f)
+	info, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	if b.tree, err = tree.FromTar(f, info.Size()); err != nil {
+		return fmt.Errorf("%s: %w", res.Tar, err)
+	}
+	return nil
+}
+
+// packageEvent passes on what the package manager does.
+func (b *builder) packageEvent(e packages.Event) {
+	note := string(e.Step)
+	if e.Total > 0 {
+		note += fmt.Sprintf(" %d of %d", e.Done, e.Total)
+	}
+	b.say(strings.TrimSpace(note + " " + e.Item))
+}
+
+// customize turns the package manager's tree into the recipe's.
+func (b *builder) customize(context.Context) error {
+	if err := packages.Golden(b.tree, b.recipe.Epoch); err != nil {
+		return err
+	}
+	return customize.Apply(b.tree, b.recipe)
+}

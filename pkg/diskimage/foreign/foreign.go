@@ -1,0 +1,127 @@
+// Package foreign reads files out of filesystems on a Disk, without mounting
+// them and whoever wrote them. Behind it is go-diskfs.
+//
+//	uki, err := foreign.ReadFile(disk, *table.Find(diskimage.RoleESP), sector, "/EFI/BOOT/BOOTX64.EFI", 256<<20)
+//
+// It is read-only, and it promises nothing about damaged filesystems but an
+// error: what is read must have been verified before.
+package foreign
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"time"
+
+	"github.com/diskfs/go-diskfs/backend"
+	"github.com/diskfs/go-diskfs/filesystem"
+	"github.com/diskfs/go-diskfs/filesystem/ext4"
+	"github.com/diskfs/go-diskfs/filesystem/fat12"
+	"github.com/diskfs/go-diskfs/filesystem/fat16"
+	"github.com/diskfs/go-diskfs/filesystem/fat32"
+
+	"github.com/imgpipe/imgpipe/pkg/diskimage"
+)
+
+// ReadFile returns the contents of a file of the filesystem in partition p of
+// disk: FAT or ext4, by p.Filesystem.Type. path is absolute; a file over limit
+// bytes is an error.
+func ReadFile(disk diskimage.Disk, p diskimage.Partition, sectorSize int64, path string, limit int64) (b []byte, err error) {
+	wrap := func(err error) error {
+		return fmt.Errorf("%s of partition %s (%s): %w", path, p.Name, p.Filesystem.Type, err)
+	}
+	defer func() { // go-diskfs indexes what it read without checking it
+		if r := recover(); r != nil {
+			b, err = nil, wrap(fmt.Errorf("damaged filesystem: %v", r))
+		}
+	}()
+	fsys, err := open(disk, p, sectorSize)
+	if err != nil {
+		return nil, wrap(err)
+	}
+	f, err := fsys.OpenFile(path, os.O_RDONLY)
+	if err != nil {
+		return nil, wrap(err)
+	}
+	defer f.Close()
+	b, err = io.ReadAll(io.LimitReader(f, limit+1))
+	if err != nil {
+		return nil, wrap(err)
+	}
+	if int64(len(b)) > limit {
+		return nil, wrap(fmt.Errorf("over %d bytes", limit))
+	}
+	return b, nil
+}
+
+func open(disk diskimage.Disk, p diskimage.Partition, sectorSize int64) (filesystem.FileSystem, error) {
+	storage := &storage{r: io.NewSectionReader(disk, p.Extent.Off, p.Extent.Len)}
+	switch p.Filesystem.Type {
+	case "fat12":
+		return fat12.Read(storage, p.Extent.Len, 0, sectorSize)
+	case "fat16":
+		return fat16.Read(storage, p.Extent.Len, 0, sectorSize)
+	case "fat32":
+		return fat32.Read(storage, p.Extent.Len, 0, sectorSize)
+	case "ext4":
+		return ext4.Read(storage, p.Extent.Len, 0, sectorSize)
+	}
+	return nil, fmt.Errorf("no reader for filesystem %q", p.Filesystem.Type)
+}
+
+// storage is the read-only backend.Storage that go-diskfs wants.
+type storage struct{ r *io.SectionReader }
+
+func (s *storage) Read(p []byte) (int, error)                { return s.r.Read(p) }
+func (s *storage) ReadAt(p []byte, off int64) (int, error)   { return s.r.ReadAt(p, off) }
+func (s *storage) Seek(off int64, whence int) (int64, error) { return s.r.Seek(off, whence) }
+func (s *storage) Close() error                              { return nil }
+func (s *storage) Path() string                              { return "" }
+func (s *storage) Sys() (*os.File, error)                    { return nil, backend.ErrNotSuitable }
+func (s *storage) Writable() (backend.WritableFile, error)   { return nil, errors.ErrUnsupported }
+func (s *storage) Stat() (fs.FileInfo, error)                { return info{s.r.Size()}, nil }
+
+type info struct{ size int64 }
+
+func (i info) Name() string       { return "disk" }
+func (i info) Size() int64        { return i.size }
+func (i info) Mode() fs.FileMode  { return 0o444 }
+func (i info) ModTime() time.Time { return time.Time{} }
+func (i info) IsDir() bool        { return false }
+func (i info) Sys() any           { return nil }
+
+// FATType tells which FAT, if any, starts at off: "fat12", "fat16" or "fat32".
+// It goes by the count of clusters, as Microsoft's specification (fatgen103,
+// "FAT Type Determination") demands, not by the label in the boot sector.
+func FATType(r io.ReaderAt, off int64) (string, error) {
+	var b [512]byte
+	if _, err := r.ReadAt(b[:], off); err != nil {
+		return "", fmt.Errorf("boot sector at %d: %w", off, err)
+	}
+	u16 := func(i int) int64 { return int64(b[i]) | int64(b[i+1])<<8 }
+	u32 := func(i int) int64 { return u16(i) | u16(i+2)<<16 }
+	sector, cluster := u16(11), int64(b[13])
+	if b[510] != 0x55 || b[511] != 0xaa || sector < 512 || sector&(sector-1) != 0 || cluster == 0 || cluster&(cluster-1) != 0 {
+		return "", fmt.Errorf("no FAT filesystem at %d", off)
+	}
+	fat, total := u16(22), u16(19)
+	if fat == 0 {
+		fat = u32(36)
+	}
+	if total == 0 {
+		total = u32(32)
+	}
+	rootDir := (u16(17)*32 + sector - 1) / sector
+	clusters := (total - u16(14) - int64(b[16])*fat - rootDir) / cluster
+	switch {
+	case clusters <= 0:
+		return "", fmt.Errorf("no FAT filesystem at %d", off)
+	case clusters < 4085:
+		return "fat12", nil
+	case clusters < 65525:
+		return "fat16", nil
+	}
+	return "fat32", nil
+}

@@ -1,0 +1,107 @@
+// Package arrows holds the test that keeps ARCHITECTURE.md's arrows true.
+package arrows
+
+import (
+	"os/exec"
+	"strings"
+	"testing"
+)
+
+const module = "github.com/imgpipe/imgpipe/"
+
+// rules says what a package may not link, directly or not. A trailing "/..."
+// means the package and everything below it. allow lifts a ban for one package.
+var rules = []struct {
+	pkg    string
+	banned []string
+	allow  []string
+	why    string
+}{
+	{pkg: "pkg/diskimage", banned: []string{"*.*"}, why: "the vocabulary imports only the standard library"},
+	{pkg: "pkg/diskimage/...", banned: []string{module + "pkg/oci/...", module + "pkg/deliver/..."}, why: "diskimage knows nobody"},
+	{pkg: "pkg/diskimage/...", banned: []string{"github.com/diskfs/go-diskfs/..."},
+		allow: []string{"pkg/diskimage/gpt", "pkg/diskimage/foreign"}, why: "only gpt and foreign use go-diskfs"},
+	{pkg: "pkg/oci/...", banned: []string{module + "pkg/deliver/..."}, why: "oci and deliver never meet"},
+	{pkg: "pkg/deliver/...", banned: []string{module + "pkg/oci/..."}, why: "oci and deliver never meet"},
+	{pkg: "pkg/deliver", banned: []string{"golang.org/x/sys/unix", module + "pkg/deliver/blockdev"}, why: "the engine knows no Linux"},
+	{pkg: "cmd/internal/ui", banned: []string{module + "pkg/..."}, why: "ui is about talking"},
+	{pkg: "cmd/imgpush", banned: []string{module + "pkg/diskimage/build", module + "pkg/diskimage/packages", module + "pkg/diskimage/customize",
+		module + "pkg/diskimage/mkfs/ext4", module + "pkg/diskimage/recipe", module + "cmd/internal/qemu"}, why: "imgpush is the agent: it builds nothing"},
+	{pkg: "cmd/imgbuild", banned: []string{module + "pkg/deliver/..."}, why: "imgbuild writes no disks"},
+}
+
+func TestArrows(t *testing.T) {
+	list := func(args ...string) []string {
+		t.Helper()
+		cmd := exec.Command("go", append([]string{"list"}, args...)...)
+		cmd.Dir = "../../.."
+		out, err := cmd.CombinedOutput()
+		if err != nil {
+			t.Fatalf("go list %v: %v\n%s", args, err, out)
+		}
+		return strings.Fields(string(out))
+	}
+	for _, r := range rules {
+		pkgs := list("./" + r.pkg)
+		if len(pkgs) == 0 {
+			t.Errorf("%s: no such package; does the rule still stand?", r.pkg)
+		}
+		for _, pkg := range pkgs {
+			if allowed(strings.TrimPrefix(pkg, module), r.allow) {
+				continue
+			}
+			format := `{{range .Deps}}{{.}} {{end}}`
+			if r.allow != nil {
+				format = `{{range .Imports}}{{.}} {{end}}`
+			}
+			for _, dep := range list("-f", format, pkg) {
+				for _, ban := range r.banned {
+					if matches(ban, dep, pkg) {
+						t.Errorf("%s links %s: %s", pkg, dep, r.why)
+					}
+				}
+			}
+		}
+	}
+}
+
+func allowed(pkg string, allow []string) bool {
+	for _, a := range allow {
+		if pkg == a {
+			return true
+		}
+	}
+	return false
+}
+
+// matches reports whether dep is banned. "*.*" bans every package whose first
+// element has a dot, which is everything outside the standard library, except
+// the package itself.
+func matches(ban, dep, self string) bool {
+	if ban == "*.*" {
+		first, _, _ := strings.Cut(dep, "/")
+		return strings.Contains(first, ".") && dep != self
+	}
+	if root, ok := strings.CutSuffix(ban, "/..."); ok {
+		return dep == root || strings.HasPrefix(dep, root+"/")
+	}
+	return dep == ban
+}
+
+func TestMatches(t *testing.T) {
+	for _, c := range []struct {
+		ban, dep string
+		want     bool
+	}{
+		{"*.*", "golang.org/x/sys/unix", true},
+		{"*.*", "crypto/sha256", false},
+		{"a.b/c/...", "a.b/c", true},
+		{"a.b/c/...", "a.b/c/d", true},
+		{"a.b/c/...", "a.b/cd", false},
+		{"a.b/c", "a.b/c/d", false},
+	} {
+		if got := matches(c.ban, c.dep, "self"); got != c.want {
+			t.Errorf("matches(%q, %q) = %v", c.ban, c.dep, got)
+		}
+	}
+}
