@@ -177,7 +177,9 @@ func (d *Dir) ReadBlob(digest diskimage.Digest, size, limit int64) ([]byte, erro
 	}
 	defer f.Close()
 	b := make([]byte, size)
-	if _, err := io.ReadFull(f, b); err != nil {
+	if n, err := io.ReadFull(f, b); err == io.EOF || err == io.ErrUnexpectedEOF {
+		return nil, &BlobError{digest, whole, fmt.Errorf("has only %d bytes: %w", n, ErrCorrupt)}
+	} else if err != nil {
 		return nil, &BlobError{digest, whole, err}
 	}
 	if n, _ := f.Read(make([]byte, 1)); n != 0 || diskimage.DigestOf(b) != digest {

@@ -54,11 +54,24 @@ func NewEncoder(level zstd.EncoderLevel) (*Encoder, error) {
 }
 
 // Append appends the data frame of chunk, which has 1 to MaxChunk bytes, to dst.
-func (e *Encoder) Append(dst, chunk []byte) []byte { return e.z.EncodeAll(chunk, dst) }
+func (e *Encoder) Append(dst, chunk []byte) []byte {
+	out := e.z.EncodeAll(chunk, dst)
+	if int64(len(out)-len(dst)) <= MaxLen(int64(len(chunk))) {
+		return out
+	}
+	// The encoder's estimate was off by a few bytes: store the chunk.
+	out = appendHeader(out[:len(dst)], int64(len(chunk)))
+	for len(chunk) > 0 {
+		b := chunk[:min(len(chunk), maxBlock)]
+		chunk = chunk[len(b):]
+		out = append(appendBlock(out, 0, len(b), len(chunk) == 0), b...)
+	}
+	return out
+}
 
-// MaxLen returns the length of the longest data frame of n plain bytes: its
-// bytes stored raw.
-func MaxLen(n int64) int64 { return n + 9 + 3*((n+maxBlock-1)/maxBlock) }
+// MaxLen returns the length of the longest data frame of n plain bytes: the
+// one that stores them.
+func MaxLen(n int64) int64 { return headerLen(n) + n + 3*((n+maxBlock-1)/maxBlock) }
 
 // AppendZeros appends the canonical frames of a run of n zero bytes.
 func AppendZeros(dst []byte, n int64) []byte {
@@ -81,38 +94,54 @@ func ZerosLen(n int64) int64 {
 }
 
 func zeroFrameLen(n int64) int64 {
-	header := int64(9)
-	switch {
-	case n == 0:
+	if n == 0 {
 		return 0
-	case n < 256:
-		header = 6
-	case n < 65792:
-		header = 7
 	}
-	return header + 4*((n+maxBlock-1)/maxBlock)
+	return headerLen(n) + 4*((n+maxBlock-1)/maxBlock)
 }
 
 func appendZeroFrame(dst []byte, n int64) []byte {
-	dst = append(dst, magic...)
-	switch {
-	case n < 256:
-		dst = append(dst, 0x20, byte(n))
-	case n < 65792:
-		dst = binary.LittleEndian.AppendUint16(append(dst, 0x60), uint16(n-256))
-	default:
-		dst = binary.LittleEndian.AppendUint32(append(dst, 0xa0), uint32(n))
-	}
+	dst = appendHeader(dst, n)
 	for n > 0 {
 		b := min(n, maxBlock)
 		n -= b
-		h := uint32(b)<<3 | 1<<1 // type 1: RLE
-		if n == 0 {
-			h |= 1 // last block
-		}
-		dst = append(dst, byte(h), byte(h>>8), byte(h>>16), 0)
+		dst = append(appendBlock(dst, 1, int(b), n == 0), 0)
 	}
 	return dst
+}
+
+// headerLen returns the length of what appendHeader appends.
+func headerLen(n int64) int64 {
+	switch {
+	case n < 256:
+		return 6
+	case n < 65792:
+		return 7
+	}
+	return 9
+}
+
+// appendHeader appends the header of a single-segment frame of n bytes, at
+// most MaxZeros.
+func appendHeader(dst []byte, n int64) []byte {
+	dst = append(dst, magic...)
+	switch {
+	case n < 256:
+		return append(dst, 0x20, byte(n))
+	case n < 65792:
+		return binary.LittleEndian.AppendUint16(append(dst, 0x60), uint16(n-256))
+	default:
+		return binary.LittleEndian.AppendUint32(append(dst, 0xa0), uint32(n))
+	}
+}
+
+// appendBlock appends a block header: kind 0 is raw, 1 is RLE.
+func appendBlock(dst []byte, kind, size int, last bool) []byte {
+	h := uint32(size)<<3 | uint32(kind)<<1
+	if last {
+		h |= 1
+	}
+	return append(dst, byte(h), byte(h>>8), byte(h>>16))
 }
 
 // Decoder decodes data frames. It is not for concurrent use; give each worker
