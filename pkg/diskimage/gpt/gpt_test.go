@@ -8,6 +8,7 @@ import (
 	"io"
 	"reflect"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/imgpipe/imgpipe/pkg/diskimage"
@@ -232,6 +233,33 @@ func TestDamage(t *testing.T) {
 		if _, err := gpt.Parse(bytes.NewReader(good[:sector+1]), int64(len(good)), int64(sector)); errors.Is(err, gpt.ErrNone) || !errors.Is(err, io.ErrUnexpectedEOF) {
 			t.Errorf("cut off: %v, want an unexpected EOF", err)
 		}
+	}
+}
+
+// badSector cannot read one place of a disk.
+type badSector struct {
+	io.ReaderAt
+	at int64
+}
+
+func (d badSector) ReadAt(p []byte, off int64) (int, error) {
+	if off <= d.at && d.at < off+int64(len(p)) {
+		return 0, syscall.EIO
+	}
+	return d.ReaderAt.ReadAt(p, off)
+}
+
+func TestUnreadablePrimary(t *testing.T) {
+	want := small(512)
+	good := bytes.NewReader(image(t, want))
+	for _, lba := range []int64{1, 2, 33} {
+		got, err := gpt.Parse(badSector{good, lba * 512}, want.DiskSize, 512)
+		if err != nil || !reflect.DeepEqual(got, want) {
+			t.Errorf("LBA %d unreadable: got %+v, %v", lba, got, err)
+		}
+	}
+	if _, err := gpt.Parse(badSector{good, 0}, want.DiskSize, 512); !errors.Is(err, syscall.EIO) || errors.Is(err, gpt.ErrNone) {
+		t.Errorf("LBA 0 unreadable: %v", err)
 	}
 }
 

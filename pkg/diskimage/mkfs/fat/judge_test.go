@@ -288,7 +288,7 @@ func TestRandomTrees(t *testing.T) {
 			r := rand.New(rand.NewPCG(seed, 7))
 			tr := tree.New()
 			dirs := []string{""}
-			for range 200 + r.IntN(400) {
+			for range 60 + r.IntN(200) {
 				name := make([]rune, 1+r.IntN(30))
 				for i := range name {
 					name[i] = []rune("abcXYZ019~_-+ .äß日")[r.IntN(18)]
