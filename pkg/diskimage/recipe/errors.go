@@ -27,12 +27,21 @@ func (p Pos) String() string {
 	return fmt.Sprintf("%s:%d:%d", printable(p.File), p.Line, p.Col)
 }
 
-// printable quotes a file name that would break a line.
-func printable(name string) string {
-	if strings.ContainsFunc(name, func(c rune) bool { return !unicode.IsPrint(c) }) {
-		return strconv.Quote(name)
+// printable keeps a text in one line: what does not print is escaped as Go does.
+func printable(text string) string {
+	odd := func(c rune) bool { return !unicode.IsPrint(c) }
+	if !strings.ContainsFunc(text, odd) {
+		return text
 	}
-	return name
+	var b strings.Builder
+	for _, c := range text {
+		if odd(c) {
+			b.WriteString(strings.Trim(strconv.QuoteRune(c), "'"))
+			continue
+		}
+		b.WriteRune(c)
+	}
+	return b.String()
 }
 
 // Error is one mistake in a recipe.
@@ -109,7 +118,7 @@ func (m *mistakes) add(pos Pos, field, format string, args ...any) {
 		return
 	}
 	m.list = append(m.list, &Error{
-		Pos: pos, Field: field, Problem: fmt.Sprintf(format, args...), Excerpt: excerpt(m.sources, pos),
+		Pos: pos, Field: printable(field), Problem: printable(fmt.Sprintf(format, args...)), Excerpt: excerpt(m.sources, pos),
 	})
 }
 
@@ -136,12 +145,19 @@ func excerpt(sources map[string][]string, pos Pos) string {
 		return ""
 	}
 	const before, width = 60, 100
-	line := []rune(strings.ReplaceAll(lines[pos.Line-1], "\t", " "))
+	line := []rune(lines[pos.Line-1])
 	col := min(max(pos.Col, 1)-1, len(line))
 	if start := col - before; start > 0 && len(line) > width {
 		line, col = line[start:], before
 	}
 	line = line[:min(len(line), width)]
+	for i, c := range line {
+		if c == '\t' {
+			line[i] = ' '
+		} else if !unicode.IsPrint(c) {
+			line[i] = '\uFFFD'
+		}
+	}
 	gutter := fmt.Sprintf("%5d | ", pos.Line)
 	return gutter + string(line) + "\n" + strings.Repeat(" ", len(gutter)-2) + "| " + strings.Repeat(" ", col) + "^"
 }

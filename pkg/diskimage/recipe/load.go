@@ -138,8 +138,8 @@ func (l *loader) base(n *node, from string, chain []string) (problem string) {
 	switch {
 	case n.kind != scalar || n.class != text:
 		return "want a file name, or a list of them"
-	case n.text == "" || strings.ContainsRune(n.text, 0):
-		return "want a file name"
+	case checkFileName(n.text) != "":
+		return checkFileName(n.text)
 	case strings.Contains(n.text, "${"):
 		return "variables do not work here: files are read before variables are known"
 	case filepath.IsAbs(n.text):

@@ -61,7 +61,7 @@ disk:
   partitions:
     - {name: esp, type: esp, filesystem: fat32, size: 512MiB, label: EFI, mount: /boot/efi}
     - {name: config, type: config, size: 8388608, label: CIDATA}
-    - {name: srv, type: data, filesystem: ext4, size: auto, free: 0%, mount: /srv}
+    - {name: srv, type: data, filesystem: ext4, size: auto, free: 5%, mount: /srv}
     - {name: raw, type: data, size: 1MiB}
     - {name: root, type: root, filesystem: ext4, label: root, free: 50%, grow: "${yes_}", mount: /}
 test: {timeout: 1h30m, expect: ["login:"], reject: ["Kernel panic", "Failed to start"]}
@@ -108,7 +108,7 @@ func TestEveryKeyIsDecoded(t *testing.T) {
 		Disk: Disk{Size: 4 << 30, SectorSize: 4096, Partitions: []Partition{
 			{Name: "esp", Type: "esp", Filesystem: "fat32", Label: "EFI", Size: 512 << 20, Mount: "/boot/efi"},
 			{Name: "config", Type: "config", Label: "CIDATA", Size: 8 << 20},
-			{Name: "srv", Type: "data", Filesystem: "ext4", Mount: "/srv"},
+			{Name: "srv", Type: "data", Filesystem: "ext4", FreePercent: 5, Mount: "/srv"},
 			{Name: "raw", Type: "data", Size: 1 << 20},
 			{Name: "root", Type: "root", Filesystem: "ext4", Label: "root", FreePercent: 50, Grow: true, Mount: "/"},
 		}},

@@ -125,11 +125,11 @@ func formatSize(n int64) string {
 }
 
 var percentShape = &scalarShape{
-	want: "a percentage from 0% to 1000%, such as 100%", class: text, plain: true,
-	pattern: regexp.MustCompile(`^[0-9]{1,4}%$`),
+	want: "a percentage from 1% to 1000%, such as 100%", class: text, plain: true,
+	pattern: regexp.MustCompile(`^[1-9][0-9]{0,3}%$`),
 	parse: func(s string) (any, error) {
 		n, err := strconv.Atoi(strings.TrimSuffix(s, "%"))
-		if err != nil || n > 1000 {
+		if err != nil || n == 0 || n > 1000 { // 0 is "not given" in Partition
 			return nil, errBad
 		}
 		return n, nil
