@@ -73,15 +73,18 @@ var accountName = regexp.MustCompile(`^[a-zA-Z_][a-zA-Z0-9_.-]{0,30}[a-zA-Z0-9_.
 func (a *applier) groups(db *accounts) {
 	for i, g := range a.r.Groups {
 		field := fmt.Sprintf("groups[%d]", i)
-		switch {
-		case !accountName.MatchString(g.Name):
+		if !accountName.MatchString(g.Name) {
 			a.fail(field+".name", "%q is no name for a group: letters, digits, _ . -, at most 32", g.Name)
-		case g.GID == nil:
-		case db.group.get(g.Name) != nil && db.group.get(g.Name)[min(2, len(db.group.get(g.Name))-1)] != strconv.Itoa(int(*g.GID)):
-			a.fail(field+".gid", "group %s exists with the ID %s", g.Name, db.group.get(g.Name)[min(2, len(db.group.get(g.Name))-1)])
-		case db.gids[*g.GID] != "" && db.gids[*g.GID] != g.Name:
-			a.fail(field+".gid", "%d is the ID of group %s", *g.GID, db.gids[*g.GID])
-		default:
+		}
+		if g.GID == nil {
+			continue
+		}
+		gid := strconv.FormatUint(uint64(*g.GID), 10)
+		if have := db.group.get(g.Name); len(have) > 2 && have[2] != gid {
+			a.fail(field+".gid", "group %s exists with the ID %s", g.Name, have[2])
+		} else if other := db.gids[*g.GID]; other != "" && other != g.Name {
+			a.fail(field+".gid", "%d is the ID of group %s", *g.GID, other)
+		} else {
 			db.gids[*g.GID] = g.Name
 		}
 	}

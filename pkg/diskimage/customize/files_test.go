@@ -199,3 +199,19 @@ func TestSharedInode(t *testing.T) {
 		t.Error("the other name has another inode")
 	}
 }
+
+// A unit and a shell may come from the recipe's own files.
+func TestFilesComeBeforeUnitsAndShells(t *testing.T) {
+	tr := base(t, map[string]string{"/usr/lib/systemd/system/multi-user.target": "[Unit]\n"})
+	apply(t, tr, &recipe.Recipe{
+		Files: []recipe.File{
+			{Path: "/etc/systemd/system/app.service", Content: "[Install]\nWantedBy=multi-user.target\n"},
+			{Path: "/opt/app/shell", Content: "#!/bin/sh\n", Mode: mode(0o755)},
+		},
+		Users:   []recipe.User{{Name: "app", Shell: "/opt/app/shell"}},
+		Systemd: recipe.Systemd{Enable: []string{"app.service"}},
+	})
+	wantEntry(t, tr, "/etc/systemd/system/multi-user.target.wants/app.service", "-> /etc/systemd/system/app.service")
+	wantFile(t, tr, presetFile, "# From the recipe of this image, so that presets agree with it.\nenable app.service\n")
+	wantEntry(t, tr, presetFile, "file 0644 0:0")
+}

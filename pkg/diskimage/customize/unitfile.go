@@ -177,11 +177,9 @@ func (u *units) dropIns(name unitName) []string {
 		}
 	}
 	var paths []string
-	for conf, p := range found {
-		if inode := u.a.stat(p); inode != nil && inode.Kind == tree.Regular {
+	for _, p := range found {
+		if inode := u.a.stat(p); inode != nil && inode.Kind == tree.Regular { // not masked by a link to /dev/null
 			paths = append(paths, p)
-		} else {
-			delete(found, conf) // masked by a link to /dev/null
 		}
 	}
 	slices.SortFunc(paths, func(x, y string) int { return strings.Compare(path.Base(x), path.Base(y)) })
