@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -103,27 +104,19 @@ func runBuild(c *cli.Context) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, dir.Close()) }()
-	step := talk.Step("pack")
-	packBegun := time.Now()
-	packed, err := oci.Pack(c.Context, image.Disk, artifactConfig(r, image), dir, oci.PackOptions{
-		Level: level, Workers: c.Int("workers"), Progress: step.Set,
-	})
-	if err == nil {
-		err = dir.Publish(c.Context, packed.Descriptor, ref.Tag)
-	}
-	if step.End(err); err != nil {
+	packed, err := pack(c, talk, dir, ref, r, image, level)
+	if err != nil {
 		return err
 	}
 	digest, err := diskimage.ParseDigest(packed.Descriptor.Digest.String())
 	if err != nil {
 		return err
 	}
-	a, err := dir.Open(c.Context, oci.Ref{Dir: ref.Dir, Digest: digest})
+	a, err := dir.Open(c.Context, oci.Ref{Digest: digest})
 	if err != nil {
 		return err
 	}
 	defer a.Close()
-	image.Record.Steps = append(image.Record.Steps, build.StepTime{Step: "pack", Seconds: time.Since(packBegun).Seconds()})
 	if path := c.String("raw"); path != "" {
 		if err := exportRaw(c, talk, a, path); err != nil {
 			return err
@@ -138,6 +131,55 @@ func runBuild(c *cli.Context) (err error) {
 			ui.Bytes(result.DiskSize), ui.Bytes(result.DataSize), ui.Bytes(result.BlobSize), ui.Duration(time.Since(begun)))
 		return err
 	})
+}
+
+// pack stores the image in dir and publishes it under the reference's tag.
+func pack(c *cli.Context, talk *ui.Talk, dir *oci.Dir, ref oci.Ref, r *recipe.Recipe, image *build.Image, level zstd.EncoderLevel) (*oci.Packed, error) {
+	previous := previousArtifact(c, dir, ref, r.Name)
+	if previous != nil {
+		defer previous.Close()
+	}
+	step := talk.Step("pack")
+	packed, err := oci.Pack(c.Context, image.Disk, artifactConfig(r, image), dir, oci.PackOptions{
+		Level: level, Workers: c.Int("workers"), Progress: step.Set, Previous: previous,
+	})
+	if err == nil {
+		err = dir.Publish(c.Context, packed.Descriptor, ref.Tag)
+	}
+	if err == nil && packed.Reused > 0 {
+		step.Note(ui.Bytes(packed.Reused) + " as before")
+	}
+	took := step.End(err)
+	image.Record.Steps = append(image.Record.Steps, build.StepTime{Step: "pack", Seconds: took.Seconds()})
+	return packed, err
+}
+
+// previousArtifact is an earlier build whose compressed chunks can be used
+// again: what the tag names now, else the layout's last image of that name. The
+// result is the same without one, only later; so an unreadable one is none.
+func previousArtifact(c *cli.Context, dir *oci.Dir, ref oci.Ref, name string) *oci.Artifact {
+	if a, err := dir.Open(c.Context, ref); err == nil {
+		return a
+	}
+	index, err := dir.Index()
+	if err != nil {
+		return nil
+	}
+	for _, m := range slices.Backward(index.Manifests) {
+		digest, err := diskimage.ParseDigest(m.Digest.String())
+		if err != nil {
+			continue
+		}
+		a, err := dir.Open(c.Context, oci.Ref{Digest: digest})
+		if err != nil {
+			continue
+		}
+		if a.Config().Name == name {
+			return a
+		}
+		_ = a.Close() // it was only read
+	}
+	return nil
 }
 
 // cacheDir is --cache, IMGPIPE_CACHE, or the user's cache folder.
