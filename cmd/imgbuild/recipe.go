@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"strings"
 
 	"github.com/urfave/cli/v2"
@@ -36,7 +35,7 @@ file:line:col: field: problem. Nothing is fetched and nothing is written.
 				}
 			}
 			if len(errs) > 0 {
-				return ui.Fail(ui.ExitRecipe, errors.Join(errs...), "")
+				return recipeError(errors.Join(errs...))
 			}
 			return ui.From(c).Result(map[string]any{"valid": c.Args().Slice()}, func(w io.Writer) error {
 				_, err := fmt.Fprintf(w, "%d recipes are valid\n", c.NArg())
@@ -104,17 +103,56 @@ func loadRecipe(c *cli.Context, path string) (*recipe.Recipe, error) {
 		}
 		set[name] = value
 	}
-	r, err := recipe.Load(path, recipe.Options{Set: set, ReadFile: os.ReadFile})
+	r, err := recipe.Load(path, recipe.Options{Set: set})
 	return r, recipeError(err)
 }
 
-// recipeError gives mistakes in a recipe their exit code and leaves others alone.
+// recipeError gives mistakes in recipes their exit code and leaves other errors
+// alone.
 func recipeError(err error) error {
-	if one, ok := errors.AsType[*recipe.Error](err); ok && one != nil {
-		return ui.Fail(ui.ExitRecipe, err, "")
+	var m mistakes
+	if m.collect(err); len(m) == 0 {
+		return err
 	}
-	if many, ok := errors.AsType[recipe.Errors](err); ok && len(many) > 0 {
-		return ui.Fail(ui.ExitRecipe, err, "")
+	return ui.Fail(ui.ExitRecipe, m, "")
+}
+
+// mistakes are those of one recipe or of several, shown with their lines.
+type mistakes []*recipe.Error
+
+// collect takes the mistakes out of a tree of errors.
+func (m *mistakes) collect(err error) {
+	switch e := err.(type) {
+	case *recipe.Error:
+		*m = append(*m, e)
+	case interface{ Unwrap() []error }:
+		for _, e := range e.Unwrap() {
+			m.collect(e)
+		}
+	case interface{ Unwrap() error }:
+		m.collect(e.Unwrap())
 	}
-	return err
+}
+
+func (m mistakes) Error() string {
+	lines := make([]string, len(m))
+	for i, e := range m {
+		lines[i] = e.Error()
+	}
+	return strings.Join(lines, "\n")
+}
+
+// Display shows each mistake with the line it is in.
+func (m mistakes) Display() string {
+	var b strings.Builder
+	for i, e := range m {
+		if i > 0 {
+			b.WriteByte('\n')
+		}
+		b.WriteString(e.Error())
+		if e.Excerpt != "" {
+			b.WriteString("\n" + strings.TrimRight(e.Excerpt, "\n"))
+		}
+	}
+	return b.String()
 }

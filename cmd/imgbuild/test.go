@@ -28,7 +28,7 @@ guest's network reaches nothing outside. On failure the console's tail is printe
 		Flags: append(vmFlags(),
 			&cli.StringSliceFlag{Name: "expect", Usage: "`TEXT` that must appear; may be repeated"},
 			&cli.StringSliceFlag{Name: "reject", Usage: "`TEXT` that must not appear before that; may be repeated"},
-			&cli.DurationFlag{Name: "timeout", Usage: "give up after this time (default: the recipe's, else 5m)"},
+			&cli.DurationFlag{Name: "timeout", Usage: "give up after this time", DefaultText: "the recipe's, else 5m"},
 			&cli.StringFlag{Name: "junit", Usage: "write the result as JUnit XML to `FILE`"},
 			&cli.StringFlag{Name: "log", Usage: "write the whole console to `FILE`"}),
 		Action: runTest,

@@ -27,7 +27,7 @@ func vmFlags() []cli.Flag {
 		&cli.StringFlag{Name: "accel", Usage: "`NAME`: kvm, tcg, or auto, which tries whether kvm really boots a guest", Value: "auto"},
 		&cli.IntFlag{Name: "memory", Usage: "memory of the guest in `MIB`", Value: 1024},
 		&cli.IntFlag{Name: "cpus", Usage: "processors of the guest", Value: 2},
-		&cli.StringFlag{Name: "scratch", Usage: "`DIR` for the scratch copy of the image (default: the system's)"},
+		&cli.StringFlag{Name: "scratch", Usage: "`DIR` for the scratch copy of the image", DefaultText: "the system's"},
 	}
 }
 

@@ -45,7 +45,7 @@ none of them that volume is blank.
 			&cli.BoolFlag{Name: "insecure-no-signature", Usage: "write an image that nobody signed; this version verifies no signatures, and so needs it"},
 			&cli.BoolFlag{Name: "dry-run", Usage: "print what would be done; the target is read, not written"},
 			&cli.StringFlag{Name: "verify", Usage: "what is read back: written (what was written), full (every byte, zeros too)", Value: "written"},
-			&cli.IntFlag{Name: "workers", Usage: "fetch, decode and write with `N` workers (default: by processors)"},
+			&cli.IntFlag{Name: "workers", Usage: "fetch, decode and write with `N` workers", DefaultText: "by processors"},
 			&cli.StringFlag{Name: "user-data", Usage: "cloud-init user-data from `FILE`"},
 			&cli.StringFlag{Name: "meta-data", Usage: "cloud-init meta-data from `FILE`"},
 			&cli.StringFlag{Name: "network-config", Usage: "cloud-init network-config from `FILE`"},

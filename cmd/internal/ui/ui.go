@@ -162,8 +162,12 @@ func jsonWanted(args []string) bool {
 	return false
 }
 
-// Excerpter is an error that can show the text it speaks of.
-type Excerpter interface{ Excerpts() string }
+// Displayer is an error with a longer form for people: one that shows the text
+// it speaks of.
+type Displayer interface {
+	error
+	Display() string
+}
 
 // Report prints err, if any, and returns the exit code.
 func Report(stderr, stdout io.Writer, err error, asJSON bool) int {
@@ -180,11 +184,11 @@ func Report(stderr, stdout io.Writer, err error, asJSON bool) int {
 		fmt.Fprintln(stderr, string(b))
 		return code
 	}
-	fmt.Fprintf(stderr, "error: %s\n", err)
-	var x Excerpter
-	if errors.As(err, &x) {
-		fmt.Fprint(stderr, x.Excerpts())
+	text := err.Error()
+	if d, ok := errors.AsType[Displayer](err); ok {
+		text = d.Display()
 	}
+	fmt.Fprintf(stderr, "error: %s\n", text)
 	if hint != "" {
 		fmt.Fprintf(stderr, "try: %s\n", hint)
 	}

@@ -16,6 +16,7 @@ package build
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -89,14 +90,8 @@ func (im *Image) Close() error {
 }
 
 // Build makes the image that r describes.
-func Build(ctx context.Context, r *recipe.Recipe, o Options) (im *Image, err error) {
-	im = &Image{}
-	defer func() {
-		if err != nil {
-			im.Close()
-			im = nil
-		}
-	}()
+func Build(ctx context.Context, r *recipe.Recipe, o Options) (*Image, error) {
+	im := &Image{}
 	b := &builder{recipe: r, options: o, image: im}
 	for _, step := range []struct {
 		name string
@@ -108,7 +103,7 @@ func Build(ctx context.Context, r *recipe.Recipe, o Options) (im *Image, err err
 		{"layout", b.layout},
 	} {
 		if err := b.step(ctx, step.name, step.run); err != nil {
-			return nil, err
+			return nil, errors.Join(err, im.Close())
 		}
 	}
 	return im, nil
