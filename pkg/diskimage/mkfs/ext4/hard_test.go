@@ -125,15 +125,6 @@ func TestLargeDirectory(t *testing.T) {
 	compare(t, image, tr)
 }
 
-func TestManyFilesAndDirectories(t *testing.T) {
-	tr := tree.New()
-	for i := range 66_000 {
-		put(t, tr, fmt.Sprintf("/d/%d", i), &tree.Inode{Kind: tree.Dir, Mode: 0o755, MTime: testEpoch})
-	}
-	fs := mustNew(t, tr, options(0))
-	check(t, writeImage(t, fs))
-}
-
 func TestLargeFile(t *testing.T) {
 	tr := tree.New()
 	put(t, tr, "/var/large", &tree.Inode{Mode: 0o644, Data: synthetic{1, 3<<30 + 5}})

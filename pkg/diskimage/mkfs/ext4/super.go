@@ -43,7 +43,7 @@ func (l *layout) encodeSuper(b []byte, group uint16, sum totals) {
 		0x54: firstInode, 0x5C: featureCompat, 0x60: featureIncompat, 0x64: featureROCompat,
 		0xE0: journalInode, 0x100: mountOptions, 0x160: unsignedHash,
 		0x150: g.blocks >> 32, 0x154: reserved >> 32, 0x158: sum.freeBlocks >> 32,
-		0x248: g.overhead(),
+		0x248: g.overhead() - 1, // the kernel counts the resize inode's map as in use
 	} {
 		le.PutUint32(b[at:], uint32(v))
 	}
