@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"encoding/json"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"strings"
@@ -123,6 +124,34 @@ func TestCompressorVersionIsTheOneInGoMod(t *testing.T) {
 	}
 	if want := "github.com/" + frame.Compressor + " " + frame.Version; !bytes.Contains(b, []byte(want)) {
 		t.Errorf("go.mod does not require %s: frame.Version must say what compresses", want)
+	}
+}
+
+func TestMutatedIndexesEncodeAgainOrAreRefused(t *testing.T) {
+	good := sampleIndex(t)
+	rnd := rand.New(rand.NewPCG(3, 3))
+	accepted := 0
+	for range 10000 {
+		b := bytes.Clone(good)
+		for range 1 + rnd.IntN(3) {
+			limit := len(b)
+			if rnd.IntN(2) == 0 { // the header and the tables before the digests
+				limit /= 4
+			}
+			i := rnd.IntN(limit)
+			b[i] = []byte{b[i] + 1, b[i] - 1, 0, byte(rnd.Uint32())}[rnd.IntN(4)]
+		}
+		x, err := ParseIndex(b)
+		if err != nil {
+			continue
+		}
+		accepted++
+		if again, err := EncodeIndex(x); err != nil || !bytes.Equal(again, b) {
+			t.Fatalf("accepted, and encodes to other bytes (%v)\n%x", err, b)
+		}
+	}
+	if accepted < 300 {
+		t.Errorf("only %d mutations were accepted", accepted)
 	}
 }
 
