@@ -132,12 +132,33 @@ func (p *inodePlacer) settle(s *inodeSlot, unit int64) bool {
 			continue
 		}
 		p.take(first, n)
-		for k, node := range s.nodes {
-			node.ino = uint32(first) + uint32(k) + 1
-		}
+		s.number(first)
 		return true
 	}
 	return false
+}
+
+// number gives the nodes of a slot the inodes that their paths choose, so that
+// one more or less renumbers few others.
+func (s *inodeSlot) number(first int64) {
+	n := s.reserve()
+	taken := make([]bool, n)
+	todo := slices.Clone(s.nodes)
+	slices.SortFunc(todo, func(a, b *node) int { return cmp.Compare(generation(a), generation(b)) })
+	for r := 0; len(todo) > 0; r++ {
+		todo = slices.DeleteFunc(todo, func(node *node) bool {
+			i := int64(r) % n // after all choices, any
+			if r < probes {
+				i = probe(hashString(node.path), r, n)
+			}
+			if taken[i] {
+				return false
+			}
+			taken[i] = true
+			node.ino = uint32(first+i) + 1
+			return true
+		})
+	}
 }
 
 // scatter numbers nodes whose slots found no room, from whatever no inode uses.

@@ -4,6 +4,8 @@ import (
 	"cmp"
 	"math/bits"
 	"slices"
+
+	"github.com/imgpipe/imgpipe/pkg/diskimage/tree"
 )
 
 const (
@@ -57,6 +59,10 @@ func (l *layout) runs() []*run {
 			continue
 		}
 		cluster := n.cluster()
+		if n.in.Kind == tree.Dir {
+			// Directories change with the numbers of inodes, files do not.
+			cluster += "\x00directories"
+		}
 		r := open[cluster]
 		cut := mix64(path+1)%runTarget < uint64(ceilPow2(blocks))
 		if r == nil || cut {
