@@ -39,6 +39,8 @@ type Options struct {
 	Log      io.Writer        // gets the package manager's own output; nil for none
 	Progress func(Event)      // called in order; nil for none
 	Now      func() time.Time // for Record.Steps
+
+	debian func(context.Context, packages.Request, packages.Options) (*packages.Result, error) // for tests; nil is packages.Debian
 }
 
 // Event tells how a build goes on: the step that runs, or that it ended.
@@ -143,8 +145,11 @@ func (b *builder) say(note string) {
 
 // packages runs the package manager, or finds what it made before.
 func (b *builder) packages(ctx context.Context) error {
-	r := b.recipe
-	res, err := packages.Debian(ctx, packages.Request{
+	r, debian := b.recipe, b.options.debian
+	if debian == nil {
+		debian = packages.Debian
+	}
+	res, err := debian(ctx, packages.Request{
 		Debian: *r.Base.Debian, Arch: r.Arch, Packages: r.Packages, Epoch: r.Epoch,
 	}, packages.Options{
 		CacheDir: b.options.CacheDir, WorkDir: b.options.WorkDir, Refresh: b.options.Refresh,
