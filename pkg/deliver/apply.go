@@ -18,9 +18,12 @@ import (
 // disk that does not boot, or an untouched one.
 func Apply(ctx context.Context, plan *Plan, source Source, target Target, opts Options) (*Report, error) {
 	a := &applier{plan: plan, source: source, target: target, opts: opts, meter: newMeter(opts), state: StateUntouched}
+	a.from, a.mode = reread(target)
 	err := a.run(ctx)
 	r := a.meter.report(plan, a.state)
-	r.ReadBack = a.mode
+	if r.Bytes.ReadBack > 0 {
+		r.ReadBack = a.mode
+	}
 	return r, finish(ctx, err, a.state)
 }
 
@@ -31,6 +34,7 @@ type applier struct {
 	opts   Options
 	meter  *meter
 	state  State
+	from   io.ReaderAt // to read back
 	mode   ReadMode
 }
 
@@ -61,13 +65,6 @@ func (a *applier) run(ctx context.Context) error {
 	}
 	a.meter.enter(PhaseBody)
 	if err := a.body(ctx); err != nil {
-		return err
-	}
-	if err := a.flush(); err != nil {
-		return err
-	}
-	a.meter.enter(PhaseVerify)
-	if err := a.readBack(ctx); err != nil {
 		return err
 	}
 	a.meter.enter(PhaseCommit)
@@ -156,9 +153,8 @@ func (a *applier) commit(ctx context.Context, last []late) error {
 	if err := a.flush(); err != nil {
 		return err
 	}
-	from, _ := reread(a.target)
 	for _, l := range last {
-		if err := a.compare(from, l); err != nil {
+		if err := a.compare(l); err != nil {
 			return err
 		}
 	}
@@ -181,8 +177,7 @@ func (a *applier) putBoot(boot []byte, sector int64) error {
 		err = a.flush()
 	}
 	if err == nil {
-		from, _ := reread(a.target)
-		err = a.compare(from, late{diskimage.Extent{Len: sector}, boot})
+		err = a.compare(late{diskimage.Extent{Len: sector}, boot})
 	}
 	if err == nil {
 		a.state = StateComplete
@@ -205,7 +200,7 @@ func (a *applier) putLate(l late) error {
 }
 
 // compare reads a late back.
-func (a *applier) compare(from io.ReaderAt, l late) error {
+func (a *applier) compare(l late) error {
 	if l.Len == 0 {
 		return nil
 	}
@@ -213,7 +208,7 @@ func (a *applier) compare(from io.ReaderAt, l late) error {
 	for off := l.Off; off < l.End(); off += int64(len(b)) {
 		b = b[:min(int64(len(b)), l.End()-off)]
 		e := diskimage.Extent{Off: off, Len: int64(len(b))}
-		if err := readFull(from, b, off); err != nil {
+		if err := readFull(a.from, b, off); err != nil {
 			return faultf(ProblemWrite, "%s: read back: %w", a.plan.want.where(e), err)
 		}
 		a.meter.ReadBack.Add(e.Len)

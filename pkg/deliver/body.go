@@ -1,6 +1,7 @@
 package deliver
 
 import (
+	"cmp"
 	"context"
 	"iter"
 	"sync"
@@ -20,26 +21,22 @@ type unit struct {
 	zero   diskimage.Extent // Zero
 }
 
-// units yields the work of the body in the order of the disk.
-func (p *Plan) units() iter.Seq[unit] {
+// units yields the work of pieces [from, to) in the order of the disk.
+func (p *Plan) units(from, to int) iter.Seq[unit] {
 	return func(yield func(unit) bool) {
-		chunks := p.want.index.Chunks
 		var window []int32
-		for i, piece := range p.want.pieces {
+		for i := from; i < to; i++ {
+			piece := p.want.pieces[i]
 			if piece.commit {
 				continue
 			}
 			switch p.actions[i] {
 			case Fetch:
-				if len(window) > 0 {
-					first, last, next := chunks[window[0]], chunks[window[len(window)-1]], chunks[piece.ref]
-					if next.Segment != last.Segment || next.Frame.Off-last.Frame.End() > windowGap ||
-						next.Frame.End()-first.Frame.Off > windowSize {
-						if !yield(unit{action: Fetch, chunks: window}) {
-							return
-						}
-						window = nil
+				if len(window) > 0 && !p.joins(window, piece.ref) {
+					if !yield(unit{action: Fetch, chunks: window}) {
+						return
 					}
+					window = nil
 				}
 				window = append(window, piece.ref)
 			case PutOverlay:
@@ -60,10 +57,65 @@ func (p *Plan) units() iter.Seq[unit] {
 	}
 }
 
-// body writes everything but what the commit writes. Memory: for each worker
-// 1 MiB (or a chunk, where that is more), one compressed chunk, and a decoder.
+// joins reports whether a chunk is fetched with those before it.
+func (p *Plan) joins(window []int32, next int32) bool {
+	chunks := p.want.index.Chunks
+	first, last, c := chunks[window[0]], chunks[window[len(window)-1]], chunks[next]
+	return c.Segment == last.Segment && c.Frame.Off-last.Frame.End() <= windowGap && c.Frame.End()-first.Frame.Off <= windowSize
+}
+
+// body writes everything but what the commit writes. It does so by windows:
+// each is flushed, and read back while the next is written. Memory: for each
+// worker 1 MiB (or a chunk, where that is more), one compressed chunk and a
+// decoder; the same without the decoder to read back.
 func (a *applier) body(ctx context.Context) error {
-	next, stop := iter.Pull(a.plan.units())
+	g, ctx := errgroup.WithContext(ctx)
+	turn := make(chan struct{}, 1) // one window is read back at a time
+	for from, to := range a.windows() {
+		err := a.writePieces(ctx, from, to)
+		if err == nil {
+			err = a.flush()
+		}
+		if err != nil {
+			return cmp.Or(g.Wait(), err) // reading back may be why it stopped
+		}
+		turn <- struct{}{}
+		g.Go(func() error {
+			defer func() { <-turn }()
+			return a.readBack(ctx, from, to)
+		})
+	}
+	a.meter.enter(PhaseVerify)
+	return g.Wait()
+}
+
+// windows cuts the pieces where enough is written to be flushed and read back.
+func (a *applier) windows() iter.Seq2[int, int] {
+	size := a.opts.Window
+	if size <= 0 {
+		size = 256 << 20
+	}
+	return func(yield func(int, int) bool) {
+		from, n := 0, int64(0)
+		for i, piece := range a.plan.want.pieces {
+			if a.plan.actions[i] == Skip || piece.commit {
+				continue
+			}
+			if n += piece.Len; n >= size {
+				if !yield(from, i+1) {
+					return
+				}
+				from, n = i+1, 0
+			}
+		}
+		if n > 0 {
+			yield(from, len(a.plan.want.pieces))
+		}
+	}
+}
+
+func (a *applier) writePieces(ctx context.Context, from, to int) error {
+	next, stop := iter.Pull(a.plan.units(from, to))
 	defer stop()
 	var mu sync.Mutex
 	take := func() (unit, bool) {

@@ -13,7 +13,7 @@
 // safety:
 //
 //	clear   LBA 0, sync; the rest of the first MiB and every GPT header on the disk, sync
-//	body    everything else, in any order, each chunk hashed before it is written; sync; read back
+//	body    everything else, each chunk hashed before it is written; sync; read back, by windows
 //	commit  backup GPT and LBA 1 to the end of the first MiB, sync, read back; LBA 0, sync, read back
 //
 // A plan without differences writes nothing. Every chunk is checked against the
@@ -94,6 +94,7 @@ func InfoOf(t Target) TargetInfo { return TargetInfo{Size: t.Size(), SectorSize:
 type Options struct {
 	Workers  int              // goroutines that fetch, decode and write; 0: twice the cores, 4 to 16
 	Verify   Verify           // what is read back; the zero value is VerifyWritten
+	Window   int64            // bytes of the target that are written, flushed, and read back while the next are written; 0: 256 MiB
 	Progress *Progress        // counters to show while it runs; nil: nobody looks
 	Now      func() time.Time // clock for the report's times; nil: they stay zero
 }

@@ -16,7 +16,7 @@ const (
 	ProblemTarget              // the target is unsuitable; nothing was written
 	ProblemSource              // the source cannot be reached or read
 	ProblemTrust               // the source's bytes are not what the index says
-	ProblemWrite               // the target failed to write, read or flush
+	ProblemWrite               // the target failed to write, read or flush, once anything was written
 	ProblemMismatch            // what was read back is not what was written
 	ProblemInterrupted         // the context was cancelled
 )
@@ -85,6 +85,9 @@ func finish(ctx context.Context, err error, state State) error {
 		e.Problem, e.Err = ProblemInterrupted, fmt.Errorf("interrupted: %w", context.Cause(ctx))
 	}
 	e.Try = hints[e.Problem]
+	if e.Problem == ProblemWrite && state == StateUntouched {
+		e.Problem = ProblemTarget // it could not even be read
+	}
 	if e.Problem == ProblemSource && state != StateUntouched || e.Problem == ProblemInterrupted && state != StateUntouched {
 		e.Try = "run the same command again: it continues with what is on the disk"
 	}

@@ -54,7 +54,7 @@ func TestPowerCut(t *testing.T) {
 func cutEverywhere(t *testing.T, s *scene, before []byte, depth int) (states int) {
 	t.Helper()
 	disk := delivertest.NewDisk(before, s.sector)
-	if _, err := deliver.Apply(ctx, s.plan(t, disk), s.source, disk, deliver.Options{Workers: 2}); err != nil {
+	if _, err := deliver.Apply(ctx, s.plan(t, disk), s.source, disk, deliver.Options{Workers: 2, Window: 96 << 10}); err != nil {
 		t.Fatal(err)
 	}
 	want := s.expected(t, before)
@@ -65,7 +65,7 @@ func cutEverywhere(t *testing.T, s *scene, before []byte, depth int) (states int
 		if err := invariant(c.State, before, want, s.sector); err != nil {
 			t.Fatalf("%v: %v", c, err)
 		}
-		if depth > 1 && states%60 == 7 && len(again) < 4 {
+		if depth > 1 && states%60 == 7 && len(again) < 2 {
 			again = append(again, bytes.Clone(c.State))
 		}
 	})
@@ -191,7 +191,7 @@ func TestEIO(t *testing.T) {
 						t.Fatal(planErr)
 					}
 					var report *deliver.Report
-					report, err = deliver.Apply(ctx, plan, s.source, disk, deliver.Options{Workers: 1})
+					report, err = deliver.Apply(ctx, plan, s.source, disk, deliver.Options{Workers: 1, Window: 200 << 10})
 					state = report.State
 				}
 				if !hit {
@@ -201,7 +201,8 @@ func TestEIO(t *testing.T) {
 					continue // reading the old table is not worth failing for
 				}
 				e, ok := errors.AsType[*deliver.Error](err)
-				if !ok || !errors.Is(err, eio) || e.Problem != deliver.ProblemWrite || e.State != state {
+				if !ok || !errors.Is(err, eio) || e.State != state ||
+					(e.Problem != deliver.ProblemWrite) != (state == deliver.StateUntouched && e.Problem == deliver.ProblemTarget) {
 					t.Fatalf("EIO at %d: %v", n, err)
 				}
 				now := disk.Content()

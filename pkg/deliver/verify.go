@@ -8,11 +8,11 @@ import (
 	"github.com/imgpipe/imgpipe/pkg/diskimage"
 )
 
-// readBack reads what the body wrote, once it is flushed, and compares it.
-func (a *applier) readBack(ctx context.Context) error {
+// readBack reads what was written of pieces [from, to), once it is flushed, and
+// compares it.
+func (a *applier) readBack(ctx context.Context, from, to int) error {
 	w := a.plan.want
-	s := scanner{want: w, meter: a.meter, workers: a.opts.workers(), stopAtFirst: true}
-	s.from, a.mode = reread(a.target)
+	s := scanner{want: w, from: a.from, meter: a.meter, workers: a.opts.workers(), stopAtFirst: true}
 	s.count = func(n int64) { a.meter.ReadBack.Add(n) }
 	var first diskimage.Extent
 	s.differs = func(e diskimage.Extent) {
@@ -21,8 +21,8 @@ func (a *applier) readBack(ctx context.Context) error {
 		}
 	}
 	var todo []int
-	for i, p := range w.pieces {
-		if !p.commit && a.plan.actions[i] != Skip {
+	for i := from; i < to; i++ {
+		if !w.pieces[i].commit && a.plan.actions[i] != Skip {
 			todo = append(todo, i)
 		}
 	}
