@@ -153,26 +153,46 @@ type listsRecord struct {
 // no memory.
 const maxLists = 2 << 30
 
+// lists decompresses twice, first to check all of it: apt trusts what lies where
+// it puts its indices. That goes on while mmdebstrap starts.
 func (c *cache) lists() (io.ReadCloser, int64, []Source) {
 	var r listsRecord
 	if !getJSON(c.path("lists", c.base+".json"), &r) || r.Size <= 0 || r.Size > maxLists {
 		return nil, 0, nil
 	}
-	f, err := os.Open(c.path("lists", r.Digest.Hex()+".tar.zst"))
+	name := c.path("lists", r.Digest.Hex()+".tar.zst")
+	z, err := openZstd(name)
 	if err != nil {
 		return nil, 0, nil
 	}
-	z, err := zstd.NewReader(f, zstd.WithDecoderMaxWindow(64<<20), zstd.WithDecoderConcurrency(1))
-	if err != nil {
-		f.Close()
+	defer z.Close()
+	h := sha256.New()
+	n, err := io.Copy(h, io.LimitReader(z, r.Size+1))
+	if err != nil || n != r.Size || diskimage.Digest(h.Sum(nil)) != r.Digest {
 		return nil, 0, nil
 	}
-	return &zstdFile{z, f}, r.Size, r.Sources
+	again, err := openZstd(name)
+	if err != nil {
+		return nil, 0, nil
+	}
+	return again, r.Size, r.Sources
 }
 
 type zstdFile struct {
 	*zstd.Decoder
 	f *os.File
+}
+
+func openZstd(name string) (*zstdFile, error) {
+	f, err := os.Open(name)
+	if err != nil {
+		return nil, err
+	}
+	z, err := zstd.NewReader(f, zstd.WithDecoderMaxWindow(64<<20), zstd.WithDecoderConcurrency(1))
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return &zstdFile{z, f}, nil
 }
 
 func (z *zstdFile) Close() error {

@@ -42,43 +42,52 @@ func (r *run) check() error {
 	if err != nil {
 		return err
 	}
-	if st, err := os.Stat(r.req.Debian.Keyring); err == nil && st.Mode()&0o004 == 0 {
-		return fmt.Errorf("keyring %s: subordinate ids cannot read it: chmod o+r", r.req.Debian.Keyring)
-	}
 	for _, file := range []string{"/etc/subuid", "/etc/subgid"} {
-		n, err := subordinates(file, u)
+		longest, free, err := subordinates(file, u)
 		if err != nil {
 			return err
 		}
-		if n < 65536 {
-			return fmt.Errorf("%w: %s has no range of 65536 for %s: as root, run: usermod --add-subuids 100000-165535 --add-subgids 100000-165535 %s",
-				ErrNoSubordinateIDs, file, u.Username, u.Username)
+		if longest < idRange {
+			kind := strings.TrimPrefix(file, "/etc/") + "s" // --add-subuids, --add-subgids
+			return fmt.Errorf("%w: %s has no range of %d for %s: as root, run: usermod --add-%s %d-%d %s",
+				ErrNoSubordinateIDs, file, idRange, u.Username, kind, free, free+idRange-1, u.Username)
 		}
 	}
 	return nil
 }
 
-// subordinates returns the longest range that file (subuid(5)) gives a user.
-func subordinates(file string, u *user.User) (longest int, err error) {
+// idRange is how many ids a Debian tree needs: nobody is 65534.
+const idRange = 65536
+
+// subordinates returns the longest range that file (subuid(5)) gives a user,
+// and the first id after everybody's.
+func subordinates(file string, u *user.User) (longest, free int, err error) {
+	free = 100000 // SUB_UID_MIN of login.defs(5)
 	f, err := os.Open(file)
 	if errors.Is(err, os.ErrNotExist) {
-		return 0, nil
+		return 0, free, nil
 	}
 	if err != nil {
-		return 0, err
+		return 0, free, err
 	}
 	defer f.Close()
 	s := bufio.NewScanner(f)
 	for s.Scan() {
 		p := strings.Split(strings.TrimSpace(s.Text()), ":")
-		if len(p) != 3 || p[0] != u.Username && p[0] != u.Uid {
+		if len(p) != 3 {
 			continue
 		}
-		if n, err := strconv.Atoi(p[2]); err == nil {
-			longest = max(longest, n)
+		start, err1 := strconv.ParseUint(p[1], 10, 32)
+		n, err2 := strconv.ParseUint(p[2], 10, 32)
+		if err1 != nil || err2 != nil {
+			continue
+		}
+		free = max(free, int(start+n))
+		if p[0] == u.Username || p[0] == u.Uid {
+			longest = max(longest, int(n))
 		}
 	}
-	return longest, s.Err()
+	return longest, free, s.Err()
 }
 
 // lock takes the flock of a name, waiting for other processes. The file stays,

@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
@@ -65,8 +66,9 @@ type run struct {
 	req     Request
 	request diskimage.Digest
 	cache   *cache
+	keys    []byte // the keyring
 	tool    string // "mmdebstrap 1.3.5"
-	mode    string
+	mode    string // "root" or "unshare"
 }
 
 func newRun(ctx context.Context, req Request, o Options) (*run, error) {
@@ -81,8 +83,11 @@ func newRun(ctx context.Context, req Request, o Options) (*run, error) {
 	if r.tool, err = toolVersion(ctx); err != nil {
 		return nil, err
 	}
+	if r.keys, err = req.keys(); err != nil {
+		return nil, err
+	}
 	var sources diskimage.Digest
-	if r.request, sources, err = req.identity(r.tool); err != nil {
+	if r.request, sources, err = req.identity(r.tool, r.keys); err != nil {
 		return nil, err
 	}
 	if r.cache, err = openCache(o.CacheDir); err != nil {
@@ -144,12 +149,44 @@ func (r *run) build(ctx context.Context, parent string, need int64) (*Result, er
 	if err != nil {
 		return nil, err
 	}
-	res, err := r.runIn(ctx, dir, strings.HasPrefix(dir, sharedMem+"/") && parent == "")
+	var res *Result
+	if err = r.fill(dir); err == nil {
+		res, err = r.runIn(ctx, dir, strings.HasPrefix(dir, sharedMem+"/") && parent == "")
+	}
 	err = errors.Join(err, removeWorkDir(dir, r.mode))
 	if small, ok := errors.AsType[*errTooSmall](err); ok {
 		return r.build(ctx, varTmp, small.need)
 	}
 	return res, err
+}
+
+// fill puts what the sandbox reads into dir: subordinate ids and apt's own user
+// could not read it where it lies. Only the request's keys are trusted, so apt
+// is shown a directory with them and an empty file instead of the host's two
+// places.
+func (r *run) fill(dir string) error {
+	if err := os.Mkdir(filepath.Join(dir, "keys"), 0o755); err != nil {
+		return err
+	}
+	for _, f := range []struct {
+		name string
+		data []byte
+		mode os.FileMode
+	}{
+		{"keys/archive" + filepath.Ext(r.req.Debian.Keyring), r.keys, 0o644},
+		{"none.gpg", nil, 0o644},
+		{"setup", []byte(setupHook), 0o755},
+		{"finish", []byte(finishHook), 0o755},
+	} {
+		name := filepath.Join(dir, f.name)
+		if err := os.WriteFile(name, f.data, f.mode); err != nil {
+			return err
+		}
+		if err := os.Chmod(name, f.mode); err != nil { // whatever the umask is
+			return err
+		}
+	}
+	return os.Chmod(filepath.Join(dir, "keys"), 0o755)
 }
 
 // runIn makes the tree in dir. With mayMove, it gives up with errTooSmall once
@@ -228,6 +265,8 @@ func (r *run) runIn(ctx context.Context, dir string, mayMove bool) (_ *Result, e
 		return cached, r.cache.setLast(r.request, cached.Key)
 	case talkErr != nil && !errors.Is(talkErr, io.ErrUnexpectedEOF) && !errors.Is(talkErr, os.ErrClosed):
 		return nil, talkErr
+	case errors.Is(tar.err, unix.ENOSPC):
+		return nil, &NoSpaceError{Dir: r.cache.dir}
 	case tar.err != nil:
 		return nil, fmt.Errorf("package cache: %w", tar.err)
 	case runErr != nil:
@@ -275,13 +314,14 @@ func (r *run) command(ctx context.Context, dir string) *exec.Cmd {
 		"--variant="+d.Variant,
 		"--architectures="+r.req.Arch,
 		"--components="+strings.Join(d.Components, ","),
-		"--keyring="+d.Keyring,
+		"--keyring="+filepath.Join(dir, "none.gpg"),
+		"--keyring="+filepath.Join(dir, "keys"),
 		// what the host trusts must not show in the image's sources.list
 		"--skip=check/signed-by",
 		// imgpipe keeps the packages and cleans up itself
 		"--skip=essential/unlink,cleanup/apt",
-		"--setup-hook="+setupHook,
-		"--customize-hook="+finishHook)
+		"--setup-hook="+filepath.Join(dir, "setup"),
+		"--customize-hook="+filepath.Join(dir, "finish"))
 	if len(r.req.Packages) > 0 {
 		args = append(args, "--include="+strings.Join(r.req.Packages, ","))
 	}
@@ -328,7 +368,7 @@ func (w *tarWriter) Write(p []byte) (int, error) {
 	n, err := w.f.Write(p)
 	w.hash.Write(p[:n])
 	w.size += int64(n)
-	if const8 := int64(8 << 20); w.size-w.started >= const8 {
+	if w.size-w.started >= 8<<20 {
 		// an optimisation: where it is not known, Sync does all of it
 		unix.SyncFileRange(int(w.f.Fd()), w.started, w.size-w.started, unix.SYNC_FILE_RANGE_WRITE)
 		w.started = w.size

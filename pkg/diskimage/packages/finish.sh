@@ -1,3 +1,4 @@
+#!/bin/sh
 # Runs as --customize-hook with the finished root as $1.
 set -eu
 root=$1
@@ -27,5 +28,5 @@ tar -cf - -T "$root/tmp/imgpipe.new" >&3
 rm -f "$root"/etc/ssh/ssh_host_*_key "$root"/etc/ssh/ssh_host_*_key.pub
 rm -rf "$root"/var/cache/apt/archives/*.deb "$root"/var/cache/apt/archives/partial/* \
 	"$root"/var/cache/apt/*.bin "$root"/var/lib/apt/lists/* \
-	"$root/etc/dpkg/dpkg.cfg.d/00imgpipe"
+	"$root/etc/dpkg/dpkg.cfg.d/00imgpipe" "$root"/tmp/imgpipe.*
 echo done >&3

@@ -2,7 +2,6 @@ package packages
 
 import (
 	"bytes"
-	"fmt"
 	"io"
 	"regexp"
 	"strings"
@@ -35,19 +34,10 @@ const (
 )
 
 var (
-	reGet      = regexp.MustCompile(`^Get:\d+ \S+ \S+ \S+ (\S+) \S+ \S+ \[`)
-	reUnpack   = regexp.MustCompile(`^Unpacking (\S+)`)
-	reSetUp    = regexp.MustCompile(`^Setting up (\S+)`)
-	reInitrd   = regexp.MustCompile(`^update-initramfs: Generating (\S+)`)
-	reNotable  = regexp.MustCompile(`^(E|Err|W):|No space left on device|rror: |rrors were encountered|^ `)
-	reUnknown  = regexp.MustCompile(`^E: (?:Unable to locate package (\S+)|Couldn't find any package by (?:glob|regex) '([^']+)'|Package '([^']+)' has no installation candidate|(?:Version|Release) '[^']*' for '([^']+)' was not found)`)
-	reFetch    = regexp.MustCompile(`^[EW]: Failed to fetch (\S+)\s+(.*)`)
-	reUntrust  = regexp.MustCompile(`^[EW]: (?:GPG error: )?(\S*).*(NO_PUBKEY|is not signed|EXPKEYSIG|REVKEYSIG|BADSIG|couldn't be verified)`)
-	reDates    = regexp.MustCompile(`^E: Release file for (\S+) is (not valid yet|expired)`)
-	reNoSuite  = regexp.MustCompile(`^E: The repository '(\S+) (\S+) [^']*' does not have a Release file`)
-	reEpoch    = regexp.MustCompile(`^E: imgpipe: the epoch (is later than this machine's clock)`)
-	reForeign  = regexp.MustCompile(`can neither be executed natively nor via qemu user emulation`)
-	reNoSubIDs = regexp.MustCompile(`(?:/etc/sub[ug]id|invalid idmap|newuidmap|newgidmap)`)
+	reGet    = regexp.MustCompile(`^Get:\d+ \S+ \S+ \S+ (\S+) \S+ \S+ \[`)
+	reUnpack = regexp.MustCompile(`^Unpacking (\S+)`)
+	reSetUp  = regexp.MustCompile(`^Setting up (\S+)`)
+	reInitrd = regexp.MustCompile(`^update-initramfs: Generating (\S+)`)
 )
 
 // Write takes the tools' output in any pieces.
@@ -166,53 +156,4 @@ func (o *output) times() []StepTime {
 	defer o.mu.Unlock()
 	o.stamp()
 	return o.steps
-}
-
-// explain returns the best error that the output gives a reason for.
-func (o *output) explain(req Request, dir string, need int64, err error) error {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	suite := req.Debian.Suite
-	for _, s := range o.notable {
-		if strings.Contains(s, "No space left on device") {
-			return &NoSpaceError{Dir: dir, Need: need}
-		}
-	}
-	for _, s := range o.notable {
-		if m := reEpoch.FindStringSubmatch(s); m != nil {
-			return fmt.Errorf("epoch %s %s", req.Epoch.Format(time.RFC3339), m[1])
-		}
-		if m := reUnknown.FindStringSubmatch(s); m != nil {
-			return &UnknownPackageError{Name: m[1] + m[2] + m[3] + m[4], Suite: suite}
-		}
-		if m := reNoSuite.FindStringSubmatch(s); m != nil {
-			return &MirrorError{URL: m[1], Reason: "it has no suite " + m[2],
-				Hint: "check base.debian.suite and mirrors"}
-		}
-		if m := reDates.FindStringSubmatch(s); m != nil {
-			return &MirrorError{URL: m[1], Reason: "its Release file is " + m[2],
-				Hint: "check this machine's clock, or the mirror's age"}
-		}
-		if m := reUntrust.FindStringSubmatch(s); m != nil {
-			return &MirrorError{URL: m[1], Reason: strings.TrimSpace(s),
-				Hint: "name the archive's keys in base.debian.keyring, or update debian-archive-keyring"}
-		}
-	}
-	for _, s := range o.notable {
-		if m := reFetch.FindStringSubmatch(s); m != nil {
-			return &MirrorError{URL: m[1], Reason: strings.TrimSpace(m[2]),
-				Hint: "check the network, a proxy, or base.debian.mirrors"}
-		}
-		if reForeign.MatchString(s) {
-			return fmt.Errorf("%s programs do not run on this machine: apt-get install qemu-user-static binfmt-support arch-test", req.Arch)
-		}
-		if strings.HasPrefix(s, "E: ") && reNoSubIDs.MatchString(s) {
-			return fmt.Errorf("%w: %s", ErrNoSubordinateIDs, strings.TrimPrefix(s, "E: "))
-		}
-	}
-	lines := o.tail
-	if len(o.partial) > 0 {
-		lines = append(lines, string(o.partial))
-	}
-	return &RunError{Tool: "mmdebstrap", Err: err, Tail: strings.Join(lines, "\n")}
 }

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
+	"path"
 	"regexp"
 	"slices"
 	"strings"
@@ -52,8 +53,8 @@ func (r Request) normal() (Request, error) {
 		return r, fmt.Errorf("variant %q: want one of %s", d.Variant, strings.Join(variants, ", "))
 	case r.Epoch.Unix() < 0:
 		return r, fmt.Errorf("epoch %v is before 1970", r.Epoch)
-	case !strings.HasPrefix(d.Keyring, "/"):
-		return r, fmt.Errorf("keyring %q: want an absolute path", d.Keyring)
+	case path.Ext(d.Keyring) != ".gpg" && path.Ext(d.Keyring) != ".asc":
+		return r, fmt.Errorf("keyring %q: apt wants the name to end in .gpg or .asc", d.Keyring)
 	}
 	for _, c := range d.Components {
 		if !reWord.MatchString(c) {
@@ -74,16 +75,21 @@ func (r Request) normal() (Request, error) {
 	return r, nil
 }
 
-// identity returns the digest of a normal request, and that of its sources
-// alone. tool is the version of mmdebstrap. The keyring counts by what it holds.
-func (r Request) identity(tool string) (request, sources diskimage.Digest, err error) {
-	keys, err := os.ReadFile(r.Debian.Keyring)
-	if err != nil {
-		if r.Debian.Keyring == debianKeyring {
-			return request, sources, &MissingToolError{Tool: debianKeyring, Package: "debian-archive-keyring"}
-		}
-		return request, sources, fmt.Errorf("keyring: %w", err)
+// keys returns the keyring's contents.
+func (r Request) keys() ([]byte, error) {
+	b, err := os.ReadFile(r.Debian.Keyring)
+	if err != nil && r.Debian.Keyring == debianKeyring {
+		return nil, &MissingToolError{Tool: debianKeyring, Package: "debian-archive-keyring"}
 	}
+	if err != nil {
+		return nil, fmt.Errorf("keyring: %w", err)
+	}
+	return b, nil
+}
+
+// identity returns the digest of a normal request, and that of its sources
+// alone. tool is the version of mmdebstrap; the keyring counts by what it holds.
+func (r Request) identity(tool string, keys []byte) (request, sources diskimage.Digest, err error) {
 	base := []any{format, r.Debian.Suite, r.Debian.Components, r.Debian.Mirrors, diskimage.DigestOf(keys), r.Arch}
 	if sources, err = digestJSON(base); err != nil {
 		return request, sources, err

@@ -1,3 +1,4 @@
+#!/bin/sh
 # Runs as --setup-hook with the new root as $1, before anything is downloaded.
 # Talks with imgpipe: descriptor 3 goes out, 4 comes in (see talk.go).
 set -eu

@@ -28,7 +28,7 @@ const (
 func workDir(parent string, need int64) (string, error) {
 	if parent == "" {
 		parent = varTmp
-		if room(sharedMem) >= need && memAvailable() >= need+need/2 {
+		if usable(sharedMem) && room(sharedMem) >= need && memAvailable() >= need+need/2 {
 			parent = sharedMem
 		}
 	}
@@ -41,6 +41,12 @@ func workDir(parent string, need int64) (string, error) {
 		return "", errors.Join(err, os.Remove(dir))
 	}
 	return dir, nil
+}
+
+// usable reports whether programs can be run from dir's filesystem.
+func usable(dir string) bool {
+	var s unix.Statfs_t
+	return unix.Statfs(dir, &s) == nil && s.Flags&unix.ST_NOEXEC == 0
 }
 
 // room returns the bytes free for this user on dir's filesystem, 0 if unknown.
@@ -72,17 +78,18 @@ func memAvailable() int64 {
 // Mounts are no danger: they were made in a mount namespace that is gone. What
 // subordinate ids own, only a process that has these ids can remove.
 func removeWorkDir(dir, mode string) error {
-	left, err := filepath.Glob(filepath.Join(dir, "*"))
-	if err != nil || len(left) > 0 {
-		if mode == "unshare" {
-			ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
-			defer cancel()
-			args := append([]string{"--unshare-helper", "rm", "-rf", "--one-file-system", "--"}, left...)
-			cmd := exec.CommandContext(ctx, "mmdebstrap", args...)
-			cmd.Env = baseEnv
-			cmd.Dir = "/"
-			cmd.Run() // what is left shows below
-		}
+	left, err := filepath.Glob(filepath.Join(dir, "mmdebstrap.*"))
+	if err != nil {
+		return err
+	}
+	if len(left) > 0 && mode == "unshare" {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		defer cancel()
+		args := append([]string{"--unshare-helper", "rm", "-rf", "--one-file-system", "--"}, left...)
+		cmd := exec.CommandContext(ctx, "mmdebstrap", args...)
+		cmd.Env = baseEnv
+		cmd.Dir = "/"
+		cmd.Run() // it cannot remove the directories themselves; what is left shows below
 	}
 	// the kernel may still be ending the last processes of the namespace
 	for range 20 {
