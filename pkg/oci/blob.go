@@ -12,6 +12,8 @@ import (
 	"path/filepath"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/imgpipe/imgpipe/pkg/diskimage"
 	"github.com/imgpipe/imgpipe/pkg/internal/atomicfile"
 )
@@ -114,7 +116,7 @@ func (w *BlobWriter) Commit() error {
 // settle makes a blob that is there already as durable as one just written,
 // and reports whether it could.
 func (d *Dir) settle(digest diskimage.Digest, size int64) bool {
-	f, err := os.Open(d.blobPath(digest))
+	f, err := openRegular(d.blobPath(digest))
 	if err != nil {
 		return false
 	}
@@ -171,7 +173,7 @@ func (d *Dir) ReadBlob(digest diskimage.Digest, size, limit int64) ([]byte, erro
 		return nil, fmt.Errorf("blob %v has %d bytes, at most %d are allowed", digest, size, limit)
 	}
 	whole := diskimage.Extent{Len: size}
-	f, err := os.Open(d.blobPath(digest))
+	f, err := openRegular(d.blobPath(digest))
 	if err != nil {
 		return nil, &BlobError{digest, whole, err}
 	}
@@ -190,7 +192,7 @@ func (d *Dir) ReadBlob(digest diskimage.Digest, size, limit int64) ([]byte, erro
 
 // VerifyBlob reads a whole blob and compares it with its digest.
 func (d *Dir) VerifyBlob(ctx context.Context, digest diskimage.Digest) error {
-	f, err := os.Open(d.blobPath(digest))
+	f, err := openRegular(d.blobPath(digest))
 	if err != nil {
 		return &BlobError{Blob: digest, Err: err}
 	}
@@ -216,9 +218,27 @@ func (d *Dir) VerifyBlob(ctx context.Context, digest diskimage.Digest) error {
 	}
 }
 
+// openRegular opens a file to read, and nothing else that may lie at path: a
+// pipe in a layout from elsewhere must not hang the reader.
+func openRegular(path string) (*os.File, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
+	}
+	info, err := f.Stat()
+	if err == nil && !info.Mode().IsRegular() {
+		err = fmt.Errorf("%s: not a regular file", path)
+	}
+	if err != nil {
+		_ = f.Close() // nothing was done with it
+		return nil, err
+	}
+	return f, nil
+}
+
 // readSmall reads a file of at most limit bytes.
 func readSmall(path string, limit int64) ([]byte, error) {
-	f, err := os.Open(path)
+	f, err := openRegular(path)
 	if err != nil {
 		return nil, err
 	}

@@ -10,6 +10,8 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/imgpipe/imgpipe/pkg/diskimage"
 )
 
@@ -68,6 +70,16 @@ func TestAnyDamageIsAnErrorThatNamesTheBlob(t *testing.T) {
 	}
 	if err := readEverything(d, "v1"); err != nil {
 		t.Fatal(err)
+	}
+	path := filepath.Join(d.Path(), "blobs/sha256", blobs[0].Name())
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mkfifo(path, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := readEverything(d, "v1"); err == nil || !strings.Contains(err.Error(), "not a regular file") {
+		t.Errorf("a pipe in place of a blob: %v", err)
 	}
 }
 

@@ -14,7 +14,7 @@ import (
 	"github.com/imgpipe/imgpipe/pkg/diskimage"
 )
 
-// File is what Export writes to: an *os.File, or an atomicfile.File.
+// File is what Export writes to, an *os.File for example.
 type File interface {
 	io.WriterAt
 	Truncate(size int64) error

@@ -80,7 +80,7 @@ func (s *layoutStore) open(d v1.Descriptor, digest diskimage.Digest) (*os.File, 
 	if f := s.files[d.Digest]; f != nil {
 		return f, nil
 	}
-	f, err := os.Open(s.dir.blobPath(digest))
+	f, err := openRegular(s.dir.blobPath(digest))
 	if err != nil {
 		return nil, err
 	}

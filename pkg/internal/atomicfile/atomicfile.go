@@ -21,7 +21,7 @@ import (
 )
 
 // File is a file being written that has not got its name yet. It is not safe
-// for concurrent use, WriteAt apart.
+// for concurrent use.
 type File struct {
 	fs     FS
 	tmp    TempFile
@@ -50,9 +50,6 @@ func CreateIn(fs FS, path string, perm os.FileMode) (*File, error) {
 
 // Write appends to the file.
 func (f *File) Write(p []byte) (int, error) { return f.tmp.Write(p) }
-
-// WriteAt writes at an absolute offset.
-func (f *File) WriteAt(p []byte, off int64) (int, error) { return f.tmp.WriteAt(p, off) }
 
 // Commit makes the file durable under its path. After an error the target is
 // as it was, or is the new file with its durability unknown; the temporary

@@ -20,7 +20,6 @@ type FS interface {
 // TempFile is a file that has no final name yet.
 type TempFile interface {
 	io.Writer
-	io.WriterAt
 	Name() string
 	Chmod(os.FileMode) error
 	Sync() error
