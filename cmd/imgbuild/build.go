@@ -58,6 +58,7 @@ type buildResult struct {
 	DiskSize   int64            `json:"diskSize"`
 	DataSize   int64            `json:"dataSize"`
 	BlobSize   int64            `json:"blobSize"` // compressed bytes, each distinct blob once
+	SameSize   int64            `json:"sameSize"` // plain bytes of chunks that the previous build had as well
 	Seconds    float64          `json:"seconds"`
 	build.Record
 }
@@ -124,7 +125,7 @@ func runBuild(c *cli.Context) (err error) {
 	}
 	result := buildResult{
 		Reference: out, Digest: digest, DiskDigest: packed.Index.DiskDigest, DiskSize: packed.Index.DiskSize,
-		DataSize: packed.Index.DataSize(), BlobSize: a.StoredSize(), Seconds: time.Since(begun).Seconds(), Record: image.Record,
+		DataSize: packed.Index.DataSize(), BlobSize: a.StoredSize(), SameSize: packed.Reused, Seconds: time.Since(begun).Seconds(), Record: image.Record,
 	}
 	return talk.Result(result, func(w io.Writer) error {
 		_, err := fmt.Fprintf(w, "%s@%s\n%s disk, %s of data, %s in the artifact, built in %s\n", result.Reference, result.Digest,
