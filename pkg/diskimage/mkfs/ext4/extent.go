@@ -33,7 +33,7 @@ func (l *layout) mapFiles(used, reserved *space) (missing int64) {
 			for i := range blocks {
 				b := treeBlock{depth: depth, first: i * blockExtents}
 				b.n = min(blockExtents, level-b.first)
-				key := hashString(n.path) + uint64(depth)<<48 + uint64(i) + 3
+				key := n.key + uint64(depth)<<48 + uint64(i) + 3
 				at, ok := p.find(slot{key: key, n: 1, reserve: 1})
 				if !ok {
 					at = used.next(0, used.blocks, false)

@@ -197,11 +197,15 @@ func (g *geometry) overhead() (n int64) {
 	return n + g.journal.n + 1
 }
 
-// journalBlocks is the size of the journal by that of the filesystem.
+// journalBlocks is the size of the journal by that of the filesystem. A quarter
+// of it is the longest transaction, and the one that adds a group to a mounted
+// filesystem has all reserved descriptor blocks in it.
 func journalBlocks(blocks int64) int64 {
 	switch {
-	case blocks < 256<<20/blockSize:
+	case blocks < groupBlocks/2:
 		return 1024
+	case blocks < 256<<20/blockSize:
+		return 2048
 	case blocks < 1<<30/blockSize:
 		return 4096
 	case blocks < 4<<30/blockSize:

@@ -21,7 +21,7 @@ var kindModes = [...]uint16{tree.Regular: 0x8000, tree.Dir: 0x4000, tree.Symlink
 const minTime, maxTime = -1 << 31, 1<<34 - 1<<31 - 1
 
 // generation follows from the path, so that an inode that moves changes little.
-func generation(n *node) uint32 { return uint32(hashString(n.path) >> 32) }
+func generation(n *node) uint32 { return uint32(n.key >> 32) }
 
 // rawInode is what an inode says, in the words of the on-disk structure.
 type rawInode struct {

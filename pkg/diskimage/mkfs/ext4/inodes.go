@@ -144,12 +144,12 @@ func (s *inodeSlot) number(first int64) {
 	n := s.reserve()
 	taken := make([]bool, n)
 	todo := slices.Clone(s.nodes)
-	slices.SortFunc(todo, func(a, b *node) int { return cmp.Compare(generation(a), generation(b)) })
+	slices.SortFunc(todo, func(a, b *node) int { return cmp.Compare(a.key, b.key) })
 	for r := 0; len(todo) > 0; r++ {
 		todo = slices.DeleteFunc(todo, func(node *node) bool {
 			i := int64(r) % n // after all choices, any
 			if r < probes {
-				i = probe(hashString(node.path), r, n)
+				i = probe(node.key, r, n)
 			}
 			if taken[i] {
 				return false

@@ -21,6 +21,7 @@ const (
 // node is one inode of the filesystem.
 type node struct {
 	path     string // of its first name
+	key      uint64 // hash of the path
 	in       *tree.Inode
 	ino      uint32
 	links    uint32
@@ -86,7 +87,7 @@ func (l *layout) collect(t *tree.Tree) error {
 		i, linked := links[e.Inode]
 		if !linked || e.Inode.Kind == tree.Dir {
 			i = int32(len(l.nodes))
-			n := &node{path: e.Path, in: e.Inode, parent: parent}
+			n := &node{path: e.Path, key: hashString(e.Path), in: e.Inode, parent: parent}
 			l.nodes = append(l.nodes, n)
 			links[e.Inode] = i
 			if e.Inode.Kind == tree.Dir {

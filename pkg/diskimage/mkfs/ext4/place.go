@@ -50,11 +50,10 @@ func (l *layout) runs() []*run {
 		if blocks == 0 {
 			continue
 		}
-		path := hashString(n.path)
 		if blocks >= ownClusterMin/blockSize {
 			for from := int64(0); from < blocks; from += pieceBlocks {
 				part := min(pieceBlocks, blocks-from)
-				all = append(all, &run{key: path + uint64(from), members: []member{{n, from, part}}, blocks: part})
+				all = append(all, &run{key: n.key + uint64(from), members: []member{{n, from, part}}, blocks: part})
 			}
 			continue
 		}
@@ -64,9 +63,9 @@ func (l *layout) runs() []*run {
 			cluster += "\x00directories"
 		}
 		r := open[cluster]
-		cut := mix64(path+1)%runTarget < uint64(ceilPow2(blocks))
+		cut := mix64(n.key+1)%runTarget < uint64(ceilPow2(blocks))
 		if r == nil || cut {
-			key := path
+			key := n.key
 			if r == nil {
 				key = hashString(cluster)
 			}
