@@ -44,7 +44,12 @@ type Packed struct {
 	Config     Config
 	Index      *diskimage.Index
 	Reused     int64 // plain bytes whose frames came from Previous
+
+	digest diskimage.Digest
 }
+
+// Digest returns the digest of the manifest.
+func (p *Packed) Digest() diskimage.Digest { return p.digest }
 
 // Pack stores disk as blobs of w: segments, index, block map, config and
 // manifest. It publishes nothing. The caller fills config; what Pack says in
@@ -112,7 +117,7 @@ func Pack(ctx context.Context, disk diskimage.Disk, config Config, w *Dir, o Pac
 	desc := m.descriptor(types.OCIManifestSchema1, "")
 	desc.ArtifactType = ArtifactType
 	desc.Platform = &v1.Platform{OS: config.OS, Architecture: config.Architecture}
-	return &Packed{Descriptor: desc, Config: config, Index: x, Reused: p.reused.Load()}, nil
+	return &Packed{Descriptor: desc, Config: config, Index: x, Reused: p.reused.Load(), digest: m.digest}, nil
 }
 
 func (d *Dir) put(b []byte) (blobInfo, error) {
