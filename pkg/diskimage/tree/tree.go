@@ -318,21 +318,6 @@ func (t *Tree) ResolveParent(p string) (string, error) {
 	return CleanPath(real + clean[slash:])
 }
 
-// crossesSymlink reports whether a clean path meets a symlink, the last element
-// included.
-func (t *Tree) crossesSymlink(clean string) bool {
-	n := t.root
-	for name := range strings.SplitSeq(clean[1:], "/") {
-		if n = n.children[name]; n == nil {
-			return false
-		}
-		if n.inode.Kind == Symlink {
-			return true
-		}
-	}
-	return false
-}
-
 // All yields every entry, a directory before what it holds, siblings in byte
 // order of their names. The tree must not change meanwhile.
 func (t *Tree) All() iter.Seq[Entry] { return t.Below("/") }
