@@ -154,8 +154,8 @@ func (c *crashFS) powerLoss(t *testing.T, lose func() bool) {
 // loss then undoes, the tag names the old image or the new one, whole.
 func TestCrashLeavesTheOldOrTheNewImage(t *testing.T) {
 	ctx := context.Background()
-	disks := [][]byte{randomDisk(1, 200<<10), randomDisk(2, 200<<10)}
-	o := PackOptions{Workers: 2, chunkSize: 16 << 10, segmentSize: 64 << 10}
+	disks := [][]byte{randomDisk(1, 120<<10), randomDisk(2, 120<<10)}
+	o := PackOptions{Workers: 1, chunkSize: 16 << 10, segmentSize: 64 << 10}
 	update := func(dir string, fsys atomicfile.FS) error {
 		d, err := createDir(ctx, dir, fsys)
 		if err != nil {

@@ -131,7 +131,7 @@ func TestMutatedIndexesEncodeAgainOrAreRefused(t *testing.T) {
 	good := sampleIndex(t)
 	rnd := rand.New(rand.NewPCG(3, 3))
 	accepted := 0
-	for range 10000 {
+	for range 5000 {
 		b := bytes.Clone(good)
 		for range 1 + rnd.IntN(3) {
 			limit := len(b)
@@ -150,7 +150,7 @@ func TestMutatedIndexesEncodeAgainOrAreRefused(t *testing.T) {
 			t.Fatalf("accepted, and encodes to other bytes (%v)\n%x", err, b)
 		}
 	}
-	if accepted < 300 {
+	if accepted < 150 {
 		t.Errorf("only %d mutations were accepted", accepted)
 	}
 }

@@ -46,11 +46,18 @@ func flockDir(ctx context.Context, path string, how int) (*os.File, error) {
 	return f, nil
 }
 
+// tryFlock does not wait. On a filesystem without flock a shared lock is given
+// to all: nobody can have an exclusive one there, so nothing is published or
+// collected under a reader.
 func tryFlock(f *os.File, how int) error {
 	for {
 		err := unix.Flock(int(f.Fd()), how|unix.LOCK_NB)
-		if !errors.Is(err, unix.EINTR) {
-			return err
+		switch {
+		case errors.Is(err, unix.EINTR):
+			continue
+		case how == unix.LOCK_SH && (errors.Is(err, unix.ENOLCK) || errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOSYS)):
+			return nil
 		}
+		return err
 	}
 }

@@ -292,18 +292,18 @@ func TestZeroDiskSharesOneSegment(t *testing.T) {
 
 func TestPreviousChangesNothingButTheWork(t *testing.T) {
 	ctx := context.Background()
-	old := randomDisk(5, 3<<20+512)
+	old := randomDisk(5, 1<<20+512)
 	changed := slices.Clone(old)
 	copy(changed[100<<10:], "a change")
-	copy(changed[2<<20:], make([]byte, 200<<10))
-	copy(changed[3<<20:], "the short last chunk")
+	copy(changed[600<<10:], make([]byte, 200<<10))
+	copy(changed[1<<20:], "the short last chunk")
 	for name, o := range map[string]PackOptions{
 		"same cut":         small(),
 		"another cut":      {Workers: 2, chunkSize: 16 << 10, segmentSize: 512 << 10},
 		"another chunk":    {Workers: 2, chunkSize: 32 << 10, segmentSize: 256 << 10},
 		"another compress": {Workers: 2, chunkSize: 16 << 10, segmentSize: 256 << 10, Level: 1},
 	} {
-		for _, disk := range [][]byte{old, changed, old[:1<<20]} {
+		for _, disk := range [][]byte{old, changed, old[:512<<10]} {
 			d := newDir(t)
 			mustPack(t, d, sparse(old, 4096), small(), "old")
 			plain := mustPack(t, newDir(t), sparse(disk, 4096), o, "new")

@@ -56,8 +56,9 @@ func (p *Packed) Digest() diskimage.Digest { return p.digest }
 // Config and DiskConfig that it sets, it sets. After an error, blobs may be
 // left in w that GC collects.
 //
-// Memory: about 12 MiB for each worker (30 where chunks are longer than
-// 128 KiB), and 200 bytes for each data chunk.
+// Memory: about 12 MiB for each worker, 30 where chunks are longer than 128 KiB
+// (disks of more than 56 GiB), 55 where they have 4 MiB; and 200 bytes for each
+// data chunk.
 func Pack(ctx context.Context, disk diskimage.Disk, config Config, w *Dir, o PackOptions) (*Packed, error) {
 	if o.Level == 0 {
 		o.Level = DefaultLevel
