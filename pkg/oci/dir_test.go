@@ -197,6 +197,11 @@ func TestOtherToolsReadTheLayout(t *testing.T) {
 	if a.Digest().Hex() != p.Descriptor.Digest.Hex {
 		t.Errorf("skopeo's copy is %v, want %v", a.Digest(), p.Descriptor.Digest)
 	}
+	// We can add to a layout that skopeo made.
+	mustPack(t, copied, sparse(disk[:400<<10], 4096), small(), "v3")
+	if err := readEverything(copied, "v3"); err != nil {
+		t.Error(err)
+	}
 }
 
 func TestPlatformOfAnImageForSeveral(t *testing.T) {

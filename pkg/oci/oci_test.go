@@ -218,6 +218,23 @@ func TestManifestDoesNotDependOnWorkersOrExtents(t *testing.T) {
 	}
 }
 
+func TestSectorsOf4096(t *testing.T) {
+	c := testConfig()
+	c.Disk.SectorSize = 4096
+	d := newDir(t)
+	p, err := Pack(context.Background(), sparse(randomDisk(1, 400<<10), 4096), c, d, small())
+	if err != nil {
+		t.Fatal(err)
+	}
+	a, err := d.Open(context.Background(), Ref{Digest: p.Digest()})
+	if err != nil || a.Index().SectorSize != 4096 {
+		t.Errorf("index: %+v, %v", a.Index(), err)
+	}
+	if _, err := Pack(context.Background(), sparse(randomDisk(1, 400<<10+512), 4096), c, d, small()); err == nil {
+		t.Error("half a sector is accepted")
+	}
+}
+
 func TestDiskDigestSurvivesAnotherLevel(t *testing.T) {
 	disk := sparse(randomDisk(7, 1<<20), 4096)
 	d := newDir(t)
