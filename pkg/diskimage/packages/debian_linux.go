@@ -145,10 +145,20 @@ func (e *errTooSmall) Error() string { return fmt.Sprintf("about %d MiB are need
 // build runs mmdebstrap once, or twice if the tree turns out not to fit into
 // memory.
 func (r *run) build(ctx context.Context, parent string, need int64) (*Result, error) {
+	for _, p := range []string{parent, sharedMem, varTmp} {
+		if p != "" {
+			sweepWorkDirs(p, r.mode)
+		}
+	}
 	dir, err := workDir(parent, need)
 	if err != nil {
 		return nil, err
 	}
+	held, err := holdWorkDir(dir)
+	if err != nil {
+		return nil, errors.Join(err, removeWorkDir(dir, r.mode))
+	}
+	defer held.Close()
 	var res *Result
 	if err = r.fill(dir); err == nil {
 		res, err = r.runIn(ctx, dir, strings.HasPrefix(dir, sharedMem+"/") && parent == "")
@@ -193,7 +203,7 @@ func (r *run) fill(dir string) error {
 // it knows that the tree will not fit.
 func (r *run) runIn(ctx context.Context, dir string, mayMove bool) (_ *Result, err error) {
 	out := &output{progress: r.Progress, log: r.Log, now: r.Now}
-	f, err := os.CreateTemp(r.cache.path("tmp"), "root.")
+	f, err := r.cache.createTemp("root")
 	if err != nil {
 		return nil, err
 	}

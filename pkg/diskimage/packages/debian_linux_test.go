@@ -304,6 +304,36 @@ func TestCancelLeavesNothing(t *testing.T) {
 	f.debian()
 }
 
+// The fake's clean-up asserts that nothing is left behind.
+func TestNextBuildSweepsWhatAKilledOneLeft(t *testing.T) {
+	f := newFake(t)
+	f.write("work/imgpipe-root-1/lock", "")
+	f.write("work/imgpipe-root-1/mmdebstrap.x/etc/passwd", "x")
+	f.write("cache/tmp/root.1", "half a tar")
+	f.write("work/imgpipe-root-2/lock", "")
+	f.write("cache/tmp/root.2", "being written")
+	var held []*os.File
+	for _, name := range []string{"work/imgpipe-root-2/lock", "cache/tmp/root.2"} {
+		h, err := os.Open(f.path(name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !hold(h) {
+			t.Fatalf("%s is held", name)
+		}
+		held = append(held, h)
+	}
+	f.debian()
+	for _, h := range held {
+		if _, err := os.Stat(h.Name()); err != nil {
+			t.Errorf("what another build holds is gone: %v", err)
+		}
+		h.Close()
+	}
+	f.opts.Refresh = true
+	f.debian()
+}
+
 func TestErrorsNameTheFix(t *testing.T) {
 	const fetch = "E: Failed to fetch http://m.example/debian/dists/stable/InRelease  "
 	for _, tc := range []struct{ name, apt, want string }{

@@ -21,6 +21,8 @@ const (
 	firstNeed = 2 << 30
 	sharedMem = "/dev/shm"
 	varTmp    = "/var/tmp"
+
+	workPrefix = "imgpipe-root-"
 )
 
 // workDir makes the directory that holds one run's temporary root. On a tmpfs
@@ -32,7 +34,7 @@ func workDir(parent string, need int64) (string, error) {
 			parent = sharedMem
 		}
 	}
-	dir, err := os.MkdirTemp(parent, "imgpipe-")
+	dir, err := os.MkdirTemp(parent, workPrefix)
 	if err != nil {
 		return "", fmt.Errorf("work directory: %w", err)
 	}

@@ -41,7 +41,9 @@ func openCache(dir string) (*cache, error) {
 			return nil, fmt.Errorf("package cache: %w", err)
 		}
 	}
-	return &cache{dir: dir, plan: map[string]uri{}}, nil
+	c := &cache{dir: dir, plan: map[string]uri{}}
+	c.sweep()
+	return c, nil
 }
 
 func (c *cache) path(elem ...string) string {
@@ -50,7 +52,7 @@ func (c *cache) path(elem ...string) string {
 
 // put writes a file so that it is there whole or not at all.
 func (c *cache) put(path string, write func(*os.File) error) (err error) {
-	f, err := os.CreateTemp(c.path("tmp"), filepath.Base(path)+".")
+	f, err := c.createTemp(filepath.Base(path))
 	if err != nil {
 		return err
 	}
@@ -202,7 +204,7 @@ func (z *zstdFile) Close() error {
 
 func (c *cache) putLists(r io.Reader, sources []Source) error {
 	record := listsRecord{Sources: sources}
-	f, err := os.CreateTemp(c.path("tmp"), "lists.")
+	f, err := c.createTemp("lists")
 	if err != nil {
 		return err
 	}
@@ -291,7 +293,7 @@ func (c *cache) putDeb(name string, r io.Reader) error {
 		_, err := io.Copy(io.Discard, r)
 		return err
 	}
-	f, err := os.CreateTemp(c.path("tmp"), "deb.")
+	f, err := c.createTemp("deb")
 	if err != nil {
 		return err
 	}
