@@ -65,7 +65,7 @@ func TestSecondRunWritesNothing(t *testing.T) {
 	if _, err := deliver.Apply(ctx, s.plan(t, disk), s.source, disk, deliver.Options{}); err != nil {
 		t.Fatal(err)
 	}
-	changes, sent := disk.Changes(), s.source.Sent()
+	changes, ops, sent := disk.Changes(), len(disk.Trace()), s.source.Sent()
 	plan := s.plan(t, disk)
 	if !plan.Empty() || len(plan.Clear()) > 0 {
 		t.Fatalf("plan: %v, clears %v", plan.Summary(), plan.Clear())
@@ -77,6 +77,9 @@ func TestSecondRunWritesNothing(t *testing.T) {
 	}
 	if n := disk.Changes() - changes; n != 0 {
 		t.Errorf("%d changes", n)
+	}
+	if n := len(disk.Trace()) - ops; n != 1 {
+		t.Errorf("%d operations, want one flush: the run before may not have come to its last", n)
 	}
 	if n := s.source.Sent() - sent - resolve; n != 0 {
 		t.Errorf("%d bytes fetched", n)
@@ -334,4 +337,59 @@ func TestDiskThatForgetsIsFoundOut(t *testing.T) {
 func TestConformance(t *testing.T) {
 	delivertest.TestTarget(t, func(*testing.T) deliver.Target { return delivertest.NewDisk(dirty(8*mib), 512) })
 	delivertest.TestSource(t, newScene(t, 512, 8*mib).source)
+}
+
+// TestBootSectorThatDoesNotStickIsClearedAgain damages LBA 0 after the last
+// flush: the disk must not be left to boot from it.
+func TestBootSectorThatDoesNotStickIsClearedAgain(t *testing.T) {
+	s := newScene(t, 512, 8*mib)
+	disk := delivertest.NewDisk(dirty(s.size), 512)
+	plan := s.plan(t, disk)
+	flushes := 0
+	disk.AfterFlush = func(medium []byte) {
+		if flushes++; flushes == 5 {
+			medium[3] ^= 1
+		}
+	}
+	report, err := deliver.Apply(ctx, plan, s.source, disk, deliver.Options{})
+	e, ok := errors.AsType[*deliver.Error](err)
+	if !ok || e.Problem != deliver.ProblemMismatch || report.State != deliver.StateNotBootable {
+		t.Errorf("%v, %s", err, report.State)
+	}
+	if !bytes.Equal(disk.Content()[:512], make([]byte, 512)) {
+		t.Error("LBA 0 is not cleared")
+	}
+}
+
+// TestStaleHeadersGo leaves backup GPTs of former disks beyond the image: where
+// an old primary says its backup is, and at the last LBA.
+func TestStaleHeadersGo(t *testing.T) {
+	const size = 9 * mib
+	former := bootable(t, 7*mib, 512) // was copied to a larger disk
+	before := append(former, dirty(2*mib)...)
+	for name, table := range map[string]bool{"image with a table": true, "image without": false} {
+		s := newScene(t, 512, size)
+		b := bytes.Clone(before)
+		if !table {
+			clear(s.raw[512:mib]) // just boot code
+			clear(s.raw[4*mib-512:])
+			s.table = nil
+			s.pack(t)
+			copy(b[size-512:], "EFI PART")
+		}
+		disk := delivertest.NewDisk(b, 512)
+		if _, err := deliver.Apply(ctx, s.plan(t, disk), s.source, disk, deliver.Options{}); err != nil {
+			t.Fatal(err)
+		}
+		got := disk.Content()
+		if header := got[7*mib-512 : 7*mib]; !bytes.Equal(header, make([]byte, 512)) {
+			t.Errorf("%s: the old backup header is %.16x", name, header)
+		}
+		if last := got[size-512:]; bytes.HasPrefix(last, []byte("EFI PART")) != table {
+			t.Errorf("%s: the last LBA is %.16x", name, last)
+		}
+		if !s.plan(t, disk).Empty() {
+			t.Errorf("%s: there is something left to do", name)
+		}
+	}
 }
