@@ -95,6 +95,9 @@ func (in *inspection) write(out io.Writer, packages bool) error {
 		row("test", "expects %s within %d s, rejects %s", quoted(t.Expect), t.TimeoutSeconds, quoted(t.Reject))
 	}
 	row("packages", "%d", len(c.Packages))
+	for _, a := range c.Archives {
+		row("  from", "%s, InRelease %s", a.Suite, a.Digest)
+	}
 	if err := w.Flush(); err != nil {
 		return err
 	}

@@ -24,6 +24,7 @@ type Config struct {
 	Lock       *diskimage.Digest `json:"lock,omitempty"`
 	Boot       *BootConfig       `json:"boot,omitempty"`
 	Test       *TestConfig       `json:"test,omitempty"`
+	Archives   []Archive         `json:"archives,omitempty"`
 	Packages   []Package         `json:"packages,omitempty"`
 }
 
@@ -57,6 +58,12 @@ type TestConfig struct {
 	TimeoutSeconds int64    `json:"timeoutSeconds"`
 	Expect         []string `json:"expect,omitempty"`
 	Reject         []string `json:"reject,omitempty"`
+}
+
+// Archive is the state of a package archive that the image was made from.
+type Archive struct {
+	Suite  string           `json:"suite"`  // bookworm-security
+	Digest diskimage.Digest `json:"digest"` // of its signed index: Debian's InRelease
 }
 
 // Package is one package in the image.
