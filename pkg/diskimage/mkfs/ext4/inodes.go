@@ -14,8 +14,8 @@ const smallInodes = 32 // slots of so many share units
 func (l *layout) placeInodes() {
 	g := l.geo
 	total := g.groups * g.groupInodes
-	p := inodePlacer{taken: make([]uint64, total/64)}
-	p.units = min(total, max(ceilPow2(int64(len(l.nodes))*spanFactor), g.groupInodes)) / unitInodes
+	inodes := min(total, max(ceilPow2(l.inodes()*spanFactor), g.groupInodes))
+	p := inodePlacer{taken: make([]uint64, inodes/64), units: inodes / unitInodes}
 	p.take(0, firstInode)
 	clusters := map[string]*inodeSlot{}
 	var slots []*inodeSlot
@@ -83,7 +83,7 @@ func (p *inodePlacer) place(slots []*inodeSlot) {
 			todo = slices.DeleteFunc(todo, func(s *inodeSlot) bool { return p.settle(s, probe(s.home, r, p.units)) })
 		}
 		for _, s := range todo {
-			for unit := range int64(len(p.taken)) * 64 / unitInodes {
+			for unit := range p.units {
 				if p.settle(s, unit) {
 					break
 				}
@@ -92,10 +92,11 @@ func (p *inodePlacer) place(slots []*inodeSlot) {
 	}
 }
 
-// inodePlacer has a bit for each inode, the first being inode 1.
+// inodePlacer has a bit for each inode of the units that are used, the first
+// being inode 1.
 type inodePlacer struct {
 	taken []uint64
-	units int64 // from the first on, that are probed
+	units int64
 }
 
 func (p *inodePlacer) free(first, n int64) bool {

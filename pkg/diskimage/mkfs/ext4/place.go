@@ -10,7 +10,7 @@ import (
 
 const (
 	probes      = 64              // places to try before looking for any that fits
-	runTarget   = 128             // 512 KiB: about how much of a cluster lies in one run
+	runBlocks   = 384             // 1.5 MiB: a run of a cluster is at most so long, on average about half of it
 	smallRun    = chunkBlocks / 2 // shorter runs share chunks
 	pieceBlocks = 8192            // 32 MiB: longer files are placed in pieces
 	spanFactor  = 4               // how many times the blocks in use contents are spread over, at least
@@ -63,8 +63,8 @@ func (l *layout) runs() []*run {
 			cluster += "\x00directories"
 		}
 		r := open[cluster]
-		cut := mix64(n.key+1)%runTarget < uint64(ceilPow2(blocks))
-		if r == nil || cut {
+		cut := mix64(n.key+1)%runBlocks < uint64(ceilPow2(blocks))
+		if r == nil || cut || r.blocks+blocks > runBlocks {
 			key := n.key
 			if r == nil {
 				key = hashString(cluster)

@@ -1,0 +1,158 @@
+package ext4
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"math/rand/v2"
+	"strings"
+	"sync"
+	"testing"
+	"testing/iotest"
+	"time"
+
+	"github.com/imgpipe/imgpipe/pkg/diskimage"
+	"github.com/imgpipe/imgpipe/pkg/diskimage/tree"
+)
+
+// Reads at any offset and of any length, from several goroutines, give the
+// bytes of one long read, and zeros outside of the extents.
+func TestReadAt(t *testing.T) {
+	fs := mustNew(t, hardTree(t), options(0))
+	whole := make([]byte, fs.Size())
+	if n, err := fs.ReadAt(whole, 0); err != nil || int64(n) != fs.Size() {
+		t.Fatalf("read %d of %d: %v", n, fs.Size(), err)
+	}
+	end := int64(0)
+	for _, e := range append(fs.Extents(), diskimage.Extent{Off: fs.Size()}) {
+		if e.Off < end || (e.Len > 0 && e.Off == end && end > 0) || e.End() > fs.Size() {
+			t.Fatalf("extent %v behind %d", e, end)
+		}
+		if i := bytes.IndexFunc(whole[end:e.Off], func(r rune) bool { return r != 0 }); i >= 0 {
+			t.Fatalf("byte %d is outside of the extents and not zero", end+int64(i))
+		}
+		end = e.End()
+	}
+	var wg sync.WaitGroup
+	for g := range uint64(4) {
+		wg.Go(func() {
+			rnd := rand.New(rand.NewPCG(g, g))
+			for range 300 {
+				buf := bytes.Repeat([]byte{0xAA}, rnd.IntN(200000))
+				off := rnd.Int64N(fs.Size())
+				n, err := fs.ReadAt(buf, off)
+				if want := min(int64(len(buf)), fs.Size()-off); int64(n) != want || (n < len(buf)) != (err == io.EOF) || !bytes.Equal(buf[:n], whole[off:off+want]) {
+					t.Errorf("read at %d of %d: %d, %v", off, len(buf), n, err)
+					return
+				}
+			}
+		})
+	}
+	wg.Wait()
+	if _, err := fs.ReadAt(make([]byte, 1), fs.Size()); err != io.EOF {
+		t.Errorf("at the end: %v", err)
+	}
+	if _, err := fs.ReadAt(make([]byte, 1), -1); err == nil {
+		t.Error("no error at a negative offset")
+	}
+}
+
+// Contents that cannot be read, or are shorter than they said, are errors that
+// name the file.
+func TestReadErrors(t *testing.T) {
+	broken := errors.New("broken")
+	for _, c := range []struct {
+		data diskimage.Disk
+		want error
+	}{
+		{diskimage.Section(errReader{broken}, 0, 1<<21), broken},
+		{diskimage.Section(strings.NewReader("short"), 0, 1<<21), io.ErrUnexpectedEOF},
+	} {
+		tr := tree.New()
+		put(t, tr, "/etc/file", &tree.Inode{Data: c.data})
+		fs := mustNew(t, tr, options(0))
+		_, err := fs.ReadAt(make([]byte, fs.Size()), 0)
+		if !errors.Is(err, c.want) || !strings.Contains(err.Error(), `"/etc/file"`) {
+			t.Errorf("%v, want %v", err, c.want)
+		}
+	}
+}
+
+type errReader struct{ err error }
+
+func (r errReader) ReadAt([]byte, int64) (int, error) { return iotest.ErrReader(r.err).Read(nil) }
+
+func TestLostFound(t *testing.T) {
+	tr := tree.New()
+	put(t, tr, "/lost+found/kept", &tree.Inode{Mode: 0o600, Data: diskimage.Bytes([]byte("kept"))})
+	put(t, tr, "/lost+found", &tree.Inode{Kind: tree.Dir, Mode: 0o711, UID: 5})
+	image := writeImage(t, mustNew(t, tr, options(0)))
+	check(t, image)
+	compare(t, image, tr)
+	put(t, tr, "/lost+found", &tree.Inode{Mode: 0o600})
+	wantError(t, tr, options(0), "/lost+found", "directory")
+}
+
+// What does not fit says how much is missing, and that much more is enough.
+func TestTooSmall(t *testing.T) {
+	tr := smallTree(t)
+	put(t, tr, "/large", &tree.Inode{Data: synthetic{1, 100 << 20}})
+	size := int64(64 << 20)
+	for tries := 0; ; tries++ {
+		_, err := New(tr, options(size))
+		if err == nil {
+			break
+		}
+		var small *TooSmallError
+		if !errors.As(err, &small) || small.Missing <= 0 || tries > 3 {
+			t.Fatalf("%d bytes: %v", size, err)
+		}
+		size += small.Missing
+	}
+	if size > 120<<20 {
+		t.Errorf("%d bytes were said to be needed", size)
+	}
+	var small *TooSmallError
+	tr = tree.New()
+	for i := range 33_000 {
+		put(t, tr, "/d/"+strings.Repeat("x", i%9)+time.Unix(int64(i), 0).UTC().Format("150405.05")+string(rune('a'+i%26)), &tree.Inode{})
+	}
+	if _, err := New(tr, options(64<<20)); !errors.As(err, &small) || small.Inodes == 0 {
+		t.Errorf("33,000 files in one group: %v", err)
+	}
+	check(t, writeImage(t, mustNew(t, tr, options(0))))
+}
+
+func TestAutoSize(t *testing.T) {
+	for _, mib := range []int64{0, 10, 31, 100, 400, 3000} {
+		tr := tree.New()
+		put(t, tr, "/f", &tree.Inode{Data: synthetic{1, mib << 20}})
+		last := int64(0)
+		for _, free := range []int{1, 25, 100, 300} {
+			size := AutoSize(tr, free)
+			if size < last || size < 64<<20 || size%(floorPow2(size)/8) != 0 {
+				t.Errorf("%d MiB, %d %% free: %d", mib, free, size)
+			}
+			last = size
+			stats := mustNew(t, tr, Options{FreePercent: free, UUID: testUUID}).Stats()
+			if stats.Size != size || stats.FreeBlocks*blockSize < Used(tr)*int64(free)/100-(1<<20) {
+				t.Errorf("%d MiB, %d %% free: AutoSize %d, %+v", mib, free, size, stats)
+			}
+		}
+	}
+}
+
+// A very large filesystem costs memory for what is in it, not for its size.
+func TestHugeFilesystem(t *testing.T) {
+	allocs := testing.Benchmark(func(b *testing.B) {
+		for b.Loop() {
+			if _, err := New(smallTree(t), options(2<<40)); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+	if n := allocs.AllocedBytesPerOp(); n > 200<<20 {
+		t.Errorf("%d bytes allocated", n)
+	}
+	t.Log(allocs, allocs.MemString())
+}
