@@ -37,6 +37,9 @@ func TestPowerCut(t *testing.T) {
 			for name, before := range map[string][]byte{
 				"dirty": dirty(size), "another system": bootable(t, size, sector), "an older release": older, "one bit of drift": same,
 			} {
+				if sector == 4096 && size > 4*mib && name != "another system" {
+					continue // nothing in it that the others do not have
+				}
 				t.Run(fmt.Sprintf("%d/%d/%s", sector, size, name), func(t *testing.T) {
 					t.Parallel()
 					s := newScene(t, sector, size)
