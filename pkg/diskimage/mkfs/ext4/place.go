@@ -10,7 +10,7 @@ import (
 
 const (
 	probes      = 64              // places to try before looking for any that fits
-	runBlocks   = 384             // 1.5 MiB: a run of a cluster is at most so long, on average about half of it
+	runBlocks   = 192             // 768 KiB: about how much of a cluster lies in one run
 	smallRun    = chunkBlocks / 2 // shorter runs share chunks
 	pieceBlocks = 8192            // 32 MiB: longer files are placed in pieces
 	spanFactor  = 4               // how many times the blocks in use contents are spread over, at least
@@ -64,7 +64,7 @@ func (l *layout) runs() []*run {
 		}
 		r := open[cluster]
 		cut := mix64(n.key+1)%runBlocks < uint64(ceilPow2(blocks))
-		if r == nil || cut || r.blocks+blocks > runBlocks {
+		if r == nil || cut {
 			key := n.key
 			if r == nil {
 				key = hashString(cluster)
