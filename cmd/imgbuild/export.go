@@ -2,7 +2,9 @@ package main
 
 import (
 	"errors"
+	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 
@@ -50,11 +52,11 @@ Without imgbuild, any OCI client and zstd do the same: see docs/format.md.`,
 // exportRaw writes the artifact's disk to path, which appears whole or not at all.
 func exportRaw(c *cli.Context, talk *ui.Talk, a *oci.Artifact, path string) (err error) {
 	if info, err := os.Stat(path); err == nil && !info.Mode().IsRegular() {
-		return ui.Fail(ui.ExitTarget, errors.New(path+" is not a regular file"), "imgpush write puts an image onto a device")
+		return ui.Fail(ui.ExitTarget, fmt.Errorf("%s is not a regular file", path), "imgpush write puts an image onto a device")
 	}
-	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*")
+	f, err := createBeside(path)
 	if err != nil {
-		return err
+		return ui.Fail(ui.ExitTarget, fmt.Errorf("export to %s: %w", path, err), "")
 	}
 	defer func() {
 		err = errors.Join(err, f.Close())
@@ -65,11 +67,35 @@ func exportRaw(c *cli.Context, talk *ui.Talk, a *oci.Artifact, path string) (err
 			os.Remove(f.Name())
 		}
 	}()
-	step := talk.Step("export")
-	err = a.Export(c.Context, f, oci.ExportOptions{Progress: step.Set})
+	return exportDisk(c, talk, a, f, f.Sync)
+}
+
+// exportDisk writes the artifact's disk to f, and then calls sync.
+func exportDisk(c *cli.Context, talk *ui.Talk, a *oci.Artifact, f *os.File, sync func() error) error {
+	step := talk.Step("export").Counts("written")
+	err := a.Export(c.Context, f, oci.ExportOptions{Progress: step.Set})
 	if err == nil {
-		err = f.Chmod(0o644)
+		err = sync()
 	}
 	step.End(err)
+	if _, ok := errors.AsType[*oci.BlobError](err); ok {
+		return sourceError(err)
+	}
 	return err
+}
+
+// createBeside makes a file in path's folder that can be renamed to path, with
+// the permissions that the user's umask gives.
+func createBeside(path string) (*os.File, error) {
+	for i := 0; ; i++ {
+		name := fmt.Sprintf("%s/.%s.tmp-%d-%d", filepath.Dir(path), filepath.Base(path), os.Getpid(), i)
+		f, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o666)
+		if errors.Is(err, fs.ErrExist) && i < 1000 {
+			continue // of a process that was killed
+		}
+		if e, ok := errors.AsType[*fs.PathError](err); ok {
+			return nil, e.Err // that name would tell the user nothing
+		}
+		return f, err
+	}
 }

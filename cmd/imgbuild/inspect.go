@@ -1,6 +1,8 @@
 package main
 
 import (
+	"cmp"
+	"errors"
 	"fmt"
 	"io"
 	"strings"
@@ -20,7 +22,16 @@ func openArtifact(c *cli.Context, text string) (*oci.Artifact, error) {
 		return nil, ui.Fail(ui.ExitUsage, err, "write it as oci:DIR:TAG")
 	}
 	a, err := oci.Open(c.Context, ref)
-	return a, ui.Fail(ui.ExitSource, err, "")
+	return a, sourceError(err)
+}
+
+// sourceError tells an image that cannot be read from one that is not what its
+// digests say.
+func sourceError(err error) error {
+	if errors.Is(err, oci.ErrCorrupt) {
+		return ui.Fail(ui.ExitTrust, err, "the image is damaged: build it again, or copy it anew")
+	}
+	return ui.Fail(ui.ExitSource, err, "")
 }
 
 func inspectCommand() *cli.Command {
@@ -86,8 +97,9 @@ func (in *inspection) write(out io.Writer, packages bool) error {
 	row("disk digest", "%s", c.Disk.Digest)
 	row("epoch", "%s", c.Epoch.Format("2006-01-02T15:04:05Z07:00"))
 	row("disk", "%s in sectors of %d, %s of data", ui.Bytes(c.Disk.Size), c.Disk.SectorSize, ui.Bytes(in.DataSize))
-	row("artifact", "%s in %d segments (%d distinct), %d chunks of %s, %s %s %s", ui.Bytes(in.BlobSize), in.Segments, in.Blobs,
-		in.Chunks, ui.Bytes(c.Disk.ChunkSize), c.Compressor.Name, c.Compressor.Version, c.Compressor.Level)
+	row("artifact", "%s, by %s %s, level %s", ui.Bytes(in.BlobSize), c.Compressor.Name, c.Compressor.Version, c.Compressor.Level)
+	row("segments", "%d, distinct %d", in.Segments, in.Blobs)
+	row("chunks", "%d of %s", in.Chunks, ui.Bytes(c.Disk.ChunkSize))
 	if b := c.Boot; b != nil {
 		row("boot", "%s, %s, %s", b.Firmware, b.Loader, b.Cmdline)
 	}
@@ -102,14 +114,14 @@ func (in *inspection) write(out io.Writer, packages bool) error {
 		return err
 	}
 	if c.Disk.Table != nil {
-		fmt.Fprintln(w, "\npartition\tstart\tsize\tfilesystem\tlabel\tPARTUUID\t")
+		fmt.Fprintln(w, "\npartition\tstart\tsize\tgrows\tfilesystem\tlabel\tPARTUUID")
 		for _, p := range c.Disk.Table.Partitions {
-			grow := ""
+			grows := "no"
 			if p.Grow {
-				grow = "grows"
+				grows = "yes"
 			}
 			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", p.Name, ui.Bytes(p.Extent.Off), ui.Bytes(p.Extent.Len),
-				p.Filesystem.Type, p.Filesystem.Label, p.GUID, grow)
+				grows, cmp.Or(p.Filesystem.Type, "none"), cmp.Or(p.Filesystem.Label, "none"), p.GUID)
 		}
 	}
 	if packages {

@@ -35,10 +35,14 @@ file:line:col: field: problem. Nothing is fetched and nothing is written.
 				}
 			}
 			if len(errs) > 0 {
-				return recipeError(errors.Join(errs...))
+				return ui.Fail(ui.ExitRecipe, leaves(errors.Join(errs...)), "")
 			}
 			return ui.From(c).Result(map[string]any{"valid": c.Args().Slice()}, func(w io.Writer) error {
-				_, err := fmt.Fprintf(w, "%d recipes are valid\n", c.NArg())
+				verb := "recipes are"
+				if c.NArg() == 1 {
+					verb = "recipe is"
+				}
+				_, err := fmt.Fprintf(w, "%d %s valid\n", c.NArg(), verb)
 				return err
 			})
 		},
@@ -79,6 +83,9 @@ and, as the first line of a recipe, for editors with the YAML language server:
 
   # yaml-language-server: $schema=recipe.schema.json`,
 		Action: func(c *cli.Context) error {
+			if c.Args().Present() {
+				return ui.Usagef(c, "schema takes no arguments")
+			}
 			_, err := c.App.Writer.Write(recipe.Schema())
 			return err
 		},
@@ -104,34 +111,43 @@ func loadRecipe(c *cli.Context, path string) (*recipe.Recipe, error) {
 		set[name] = value
 	}
 	r, err := recipe.Load(path, recipe.Options{Set: set})
-	return r, recipeError(err)
+	if err != nil {
+		return nil, ui.Fail(ui.ExitRecipe, leaves(err), "")
+	}
+	return r, nil
 }
 
-// recipeError gives mistakes in recipes their exit code and leaves other errors
-// alone.
+// recipeError gives mistakes in recipes their exit code, and shows them with
+// their lines; other errors it leaves alone.
 func recipeError(err error) error {
-	var m mistakes
-	if m.collect(err); len(m) == 0 {
+	if _, ok := errors.AsType[*recipe.Error](err); !ok {
 		return err
 	}
-	return ui.Fail(ui.ExitRecipe, m, "")
+	return ui.Fail(ui.ExitRecipe, leaves(err), "")
 }
 
-// mistakes are those of one recipe or of several, shown with their lines.
-type mistakes []*recipe.Error
+// mistakes are those of one recipe or of several, each a *recipe.Error, and
+// what else went wrong with them.
+type mistakes []error
 
-// collect takes the mistakes out of a tree of errors.
-func (m *mistakes) collect(err error) {
+// leaves flattens a tree of errors in which there are mistakes.
+func leaves(err error) mistakes {
+	if one, ok := err.(*recipe.Error); ok {
+		return mistakes{one}
+	}
+	var out mistakes
 	switch e := err.(type) {
-	case *recipe.Error:
-		*m = append(*m, e)
 	case interface{ Unwrap() []error }:
 		for _, e := range e.Unwrap() {
-			m.collect(e)
+			out = append(out, leaves(e)...)
 		}
+		return out
 	case interface{ Unwrap() error }:
-		m.collect(e.Unwrap())
+		if _, ok := errors.AsType[*recipe.Error](err); ok {
+			return leaves(e.Unwrap())
+		}
 	}
+	return mistakes{err}
 }
 
 func (m mistakes) Error() string {
@@ -142,15 +158,40 @@ func (m mistakes) Error() string {
 	return strings.Join(lines, "\n")
 }
 
-// Display shows each mistake with the line it is in.
+func (m mistakes) Unwrap() []error { return m }
+
+// Details are the mistakes one by one, for --json.
+func (m mistakes) Details() any {
+	type mistake struct {
+		File    string `json:"file,omitempty"`
+		Line    int    `json:"line,omitempty"`
+		Column  int    `json:"column,omitempty"`
+		Field   string `json:"field,omitempty"`
+		Problem string `json:"problem"`
+	}
+	out := make([]mistake, len(m))
+	for i, err := range m {
+		out[i].Problem = err.Error()
+		if e, ok := err.(*recipe.Error); ok {
+			out[i] = mistake{e.Pos.File, e.Pos.Line, e.Pos.Col, e.Field, e.Problem}
+		}
+	}
+	return out
+}
+
+// Display shows each mistake with the line it is in. Each begins a line, where
+// editors look for it.
 func (m mistakes) Display() string {
 	var b strings.Builder
+	if len(m) > 1 {
+		fmt.Fprintf(&b, "%d mistakes\n", len(m))
+	}
 	for i, e := range m {
 		if i > 0 {
 			b.WriteByte('\n')
 		}
 		b.WriteString(e.Error())
-		if e.Excerpt != "" {
+		if e, ok := e.(*recipe.Error); ok && e.Excerpt != "" {
 			b.WriteString("\n" + strings.TrimRight(e.Excerpt, "\n"))
 		}
 	}

@@ -12,6 +12,7 @@ import (
 
 	"github.com/imgpipe/imgpipe/cmd/internal/qemu"
 	"github.com/imgpipe/imgpipe/cmd/internal/ui"
+	"github.com/imgpipe/imgpipe/pkg/oci"
 )
 
 func testCommand() *cli.Command {
@@ -28,7 +29,7 @@ guest's network reaches nothing outside. On failure the console's tail is printe
 		Flags: append(vmFlags(),
 			&cli.StringSliceFlag{Name: "expect", Usage: "`TEXT` that must appear; may be repeated"},
 			&cli.StringSliceFlag{Name: "reject", Usage: "`TEXT` that must not appear before that; may be repeated"},
-			&cli.DurationFlag{Name: "timeout", Usage: "give up after this time", DefaultText: "the recipe's, else 5m"},
+			&cli.DurationFlag{Name: "timeout", Usage: "give up after this `TIME`, such as 90s or 10m", DefaultText: "the recipe's, else 5m"},
 			&cli.StringFlag{Name: "junit", Usage: "write the result as JUnit XML to `FILE`"},
 			&cli.StringFlag{Name: "log", Usage: "write the whole console to `FILE`"}),
 		Action: runTest,
@@ -47,16 +48,16 @@ type testResult struct {
 
 func runTest(c *cli.Context) (err error) {
 	talk := ui.From(c)
-	g, err := newGuest(c, talk)
+	var want qemu.Expectation
+	g, err := newGuest(c, talk, func(image *oci.Config) (err error) {
+		want, err = expectation(c, image)
+		return err
+	})
 	if err != nil {
 		return err
 	}
 	defer g.close()
 	g.Isolated = true
-	want, err := expectation(c, g)
-	if err != nil {
-		return err
-	}
 	log := io.Discard
 	if path := c.String("log"); path != "" {
 		f, err := os.Create(path)
@@ -112,11 +113,12 @@ func subject(c *cli.Context) string {
 	return c.Args().First()
 }
 
-// expectation is the image's own test section under the command line's flags.
-func expectation(c *cli.Context, g *guest) (qemu.Expectation, error) {
+// expectation is the image's own test section under the command line's flags;
+// image is nil for a raw disk.
+func expectation(c *cli.Context, image *oci.Config) (qemu.Expectation, error) {
 	want := qemu.Expectation{Timeout: 5 * time.Minute}
-	if g.config != nil && g.config.Test != nil {
-		t := g.config.Test
+	if image != nil && image.Test != nil {
+		t := image.Test
 		want = qemu.Expectation{Expect: t.Expect, Reject: t.Reject, Timeout: time.Duration(t.TimeoutSeconds) * time.Second}
 	}
 	if c.IsSet("expect") {
@@ -129,7 +131,11 @@ func expectation(c *cli.Context, g *guest) (qemu.Expectation, error) {
 		want.Timeout = c.Duration("timeout")
 	}
 	if len(want.Expect) == 0 {
-		return want, ui.Usagef(c, "nothing to expect: the image has no test section, and there is no --expect")
+		why := "the image has no test section"
+		if image == nil {
+			why = "a raw disk says nothing"
+		}
+		return want, ui.Usagef(c, "nothing to expect: %s, and there is no --expect", why)
 	}
 	return want, nil
 }

@@ -26,7 +26,7 @@ func vmFlags() []cli.Flag {
 		&cli.Int64Flag{Name: "sector-size", Usage: "logical sector of --disk in `BYTES`: 512 or 4096", Value: 512},
 		&cli.StringFlag{Name: "accel", Usage: "`NAME`: kvm, tcg, or auto, which tries whether kvm really boots a guest", Value: "auto"},
 		&cli.IntFlag{Name: "memory", Usage: "memory of the guest in `MIB`", Value: 1024},
-		&cli.IntFlag{Name: "cpus", Usage: "processors of the guest", Value: 2},
+		&cli.IntFlag{Name: "cpus", Usage: "`N` processors of the guest", Value: 2},
 		&cli.StringFlag{Name: "scratch", Usage: "`DIR` for the scratch copy of the image", DefaultText: "the system's"},
 	}
 }
@@ -34,17 +34,19 @@ func vmFlags() []cli.Flag {
 // guest is a machine ready to boot, and what it boots.
 type guest struct {
 	qemu.Machine
-	config *oci.Config // nil with --disk
-	why    error       // why emulation and not kvm; nil with kvm
-	close  func()
+	why   error // why emulation and not kvm; nil with kvm
+	close func()
 }
 
 // newGuest prepares the machine for the command's REF or --disk. The image is
-// written to a scratch file: the artifact itself is never booted.
-func newGuest(c *cli.Context, talk *ui.Talk) (*guest, error) {
+// written to a scratch file: the artifact itself is never booted. Before that,
+// check judges the rest of the command line, given the image's config, if any.
+func newGuest(c *cli.Context, talk *ui.Talk, check func(*oci.Config) error) (*guest, error) {
 	g := &guest{close: func() {}}
 	path := c.String("disk")
-	switch {
+	switch accel := c.String("accel"); {
+	case accel != "kvm" && accel != "tcg" && accel != "auto":
+		return nil, ui.Usagef(c, "--accel %s: want kvm, tcg or auto", accel)
 	case path == "" && c.NArg() != 1:
 		return nil, ui.Usagef(c, "%s needs one REF, or --disk FILE", c.Command.Name)
 	case path != "" && c.NArg() != 0:
@@ -52,21 +54,33 @@ func newGuest(c *cli.Context, talk *ui.Talk) (*guest, error) {
 	}
 	arch := "amd64"
 	sector := c.Int64("sector-size")
-	if path == "" {
+	if path != "" {
+		if err := check(nil); err != nil {
+			return nil, err
+		}
+		if info, err := os.Stat(path); err != nil {
+			return nil, ui.Fail(ui.ExitSource, fmt.Errorf("--disk: %w", err), "")
+		} else if info.IsDir() {
+			return nil, ui.Fail(ui.ExitSource, fmt.Errorf("--disk: %s is a directory", path), "")
+		}
+	} else {
 		a, err := openArtifact(c, c.Args().First())
 		if err != nil {
 			return nil, err
 		}
 		defer a.Close()
 		cfg := a.Config()
-		g.config, arch, sector = &cfg, cfg.Architecture, cfg.Disk.SectorSize
+		arch, sector = cfg.Architecture, cfg.Disk.SectorSize
+		if err := check(&cfg); err != nil {
+			return nil, err
+		}
 		dir, err := os.MkdirTemp(c.String("scratch"), "imgpipe-scratch-")
 		if err != nil {
 			return nil, err
 		}
 		g.close = func() { os.RemoveAll(dir) }
 		path = filepath.Join(dir, "disk.raw")
-		if err := exportRaw(c, talk, a, path); err != nil {
+		if err := exportScratch(c, talk, a, path); err != nil {
 			g.close()
 			return nil, err
 		}
@@ -78,18 +92,23 @@ func newGuest(c *cli.Context, talk *ui.Talk) (*guest, error) {
 	}
 	g.Machine = qemu.Machine{Host: host, Disk: path, Snapshot: true, SectorSize: sector,
 		MemoryMiB: c.Int("memory"), CPUs: c.Int("cpus"), Accel: c.String("accel")}
-	switch g.Accel {
-	case "kvm", "tcg":
-	case "auto":
+	if g.Accel == "auto" {
 		g.Accel, g.why = probe(c, host, path, sector)
-	default:
-		g.close()
-		return nil, ui.Usagef(c, "--accel %s: want kvm, tcg or auto", g.Accel)
 	}
 	if g.why != nil {
 		talk.Sayf("emulating the processor, which is slow: %v", g.why)
 	}
 	return g, nil
+}
+
+// exportScratch writes a disk that need not outlive the command.
+func exportScratch(c *cli.Context, talk *ui.Talk, a *oci.Artifact, path string) (err error) {
+	f, err := os.Create(path)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	return exportDisk(c, talk, a, f, func() error { return nil })
 }
 
 // probe asks qemu.Probe with the kernel that the disk itself boots.
@@ -159,10 +178,10 @@ the machine writes is gone afterwards. Ctrl-A X leaves, Ctrl-A C opens QEMU's mo
   imgbuild boot oci:images:debian-server --forward tcp:127.0.0.1:2222-:22
   imgbuild boot --disk target.raw`,
 		Flags: append(vmFlags(),
-			&cli.StringSliceFlag{Name: "forward", Usage: "forward a port to the guest: `PROTO:HOST:PORT-:GUESTPORT`; may be repeated"}),
+			&cli.StringSliceFlag{Name: "forward", Usage: "forward a port to the guest: `RULE` is PROTO:HOST:PORT-:GUESTPORT; may be repeated"}),
 		Action: func(c *cli.Context) error {
 			talk := ui.From(c)
-			g, err := newGuest(c, talk)
+			g, err := newGuest(c, talk, func(*oci.Config) error { return nil })
 			if err != nil {
 				return err
 			}

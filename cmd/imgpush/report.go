@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"io"
+	"time"
 
 	"github.com/imgpipe/imgpipe/cmd/internal/ui"
 	"github.com/imgpipe/imgpipe/pkg/deliver"
@@ -48,12 +49,16 @@ func (w *write) writeReport(out io.Writer) error {
 		return err
 	}
 	b := r.Bytes
-	fmt.Fprintf(out, "%s is %s, verified\n", w.result.Target.Path, w.result.Image)
+	fmt.Fprintf(out, "%s is %s, verified\n  image %s\n", w.result.Target.Path, w.result.Image, w.result.Digest)
+	if w.result.Config != nil {
+		fmt.Fprintf(out, "  config %s\n", *w.result.Config)
+	}
 	limit := ""
 	if r.Limit != "" {
-		limit = ", the " + r.Limit + " was the limit"
+		limit = ", limited by the " + r.Limit
 	}
-	_, err := fmt.Fprintf(out, "  %s fetched, %s written, %s zeroed, %s kept, %s read back (%s), in %.1f s%s\n",
-		ui.Bytes(b.Fetched), ui.Bytes(b.Written), ui.Bytes(b.Zeroed), ui.Bytes(b.Skipped), ui.Bytes(b.ReadBack), r.ReadBack, w.result.Seconds, limit)
+	_, err := fmt.Fprintf(out, "  %s fetched, %s written, %s zeroed, %s kept, %s read back (%s), in %s%s\n",
+		ui.Bytes(b.Fetched), ui.Bytes(b.Written), ui.Bytes(b.Zeroed), ui.Bytes(b.Skipped), ui.Bytes(b.ReadBack), r.ReadBack,
+		ui.Duration(time.Duration(w.result.Seconds*float64(time.Second))), limit)
 	return err
 }

@@ -44,7 +44,7 @@ none of them that volume is blank.
 			&cli.BoolFlag{Name: "yes", Usage: "do not ask; needed where no terminal can be asked"},
 			&cli.BoolFlag{Name: "insecure-no-signature", Usage: "write an image that nobody signed; this version verifies no signatures, and so needs it"},
 			&cli.BoolFlag{Name: "dry-run", Usage: "print what would be done; the target is read, not written"},
-			&cli.StringFlag{Name: "verify", Usage: "what is read back: written (what was written), full (every byte, zeros too)", Value: "written"},
+			&cli.StringFlag{Name: "verify", Usage: "`WHAT` is read back: written (what was written), full (every byte, zeros too)", Value: "written"},
 			&cli.IntFlag{Name: "workers", Usage: "fetch, decode and write with `N` workers", DefaultText: "by processors"},
 			&cli.StringFlag{Name: "user-data", Usage: "cloud-init user-data from `FILE`"},
 			&cli.StringFlag{Name: "meta-data", Usage: "cloud-init meta-data from `FILE`"},
@@ -102,6 +102,9 @@ func runWrite(c *cli.Context) (err error) {
 			"--insecure-no-signature writes it all the same")
 	}
 	if w.artifact, err = oci.Open(c.Context, ref); err != nil {
+		if errors.Is(err, oci.ErrCorrupt) {
+			return ui.Fail(ui.ExitTrust, fmt.Errorf("%w; nothing was written", err), "the image is damaged: build it again, or copy it anew")
+		}
 		return ui.Fail(ui.ExitSource, err, "")
 	}
 	defer w.artifact.Close()
@@ -119,7 +122,7 @@ func runWrite(c *cli.Context) (err error) {
 	}
 	plan, err := w.plan(config)
 	if err != nil {
-		return exitError(err)
+		return w.exitError(err)
 	}
 	w.result.Plan = plan.Summary()
 	if w.result.DryRun {
@@ -132,7 +135,7 @@ func runWrite(c *cli.Context) (err error) {
 		return err
 	}
 	if err := w.apply(plan); err != nil {
-		return exitError(err)
+		return w.exitError(err)
 	}
 	w.result.Seconds = time.Since(begun).Seconds()
 	return w.talk.Result(w.result, w.writeReport)
@@ -159,12 +162,12 @@ func (w *write) plan(config firstboot.Config) (*deliver.Plan, error) {
 	if err := want.Resolve(ctx, a, w.options); err != nil {
 		return nil, err
 	}
-	step := w.talk.Step("look")
+	step := w.talk.Step("look").Counts("read")
 	stop := follow(ctx, func() { step.Set(w.options.Progress.Looked.Load(), 0) })
 	have, err := deliver.Look(ctx, want, w.disk, w.options)
 	stop()
 	if err == nil {
-		step.Note(ui.Bytes(have.Equal(want)) + " are already there")
+		step.Note(ui.Bytes(have.Equal(want)) + " already there")
 	}
 	if step.End(err); err != nil {
 		return nil, err
@@ -180,10 +183,10 @@ func (w *write) apply(plan *deliver.Plan) error {
 		return err
 	}
 	p, s := w.options.Progress, plan.Summary()
-	step := w.talk.Step("write")
+	step := w.talk.Step("write").Counts("fetched")
 	stop := follow(w.c.Context, func() {
 		step.Set(p.Fetched.Load(), s.Wire)
-		step.Note(fmt.Sprintf("%s: %s written, %s zeroed, %s read back", p.Phase(), ui.Bytes(p.Written.Load()), ui.Bytes(p.Zeroed.Load()), ui.Bytes(p.ReadBack.Load())))
+		step.Note(fmt.Sprintf("%s written, %s zeroed, %s read back", ui.Bytes(p.Written.Load()), ui.Bytes(p.Zeroed.Load()), ui.Bytes(p.ReadBack.Load())))
 	})
 	report, err := deliver.Apply(w.c.Context, plan, w.artifact, w.disk, w.options)
 	stop()
@@ -221,7 +224,7 @@ func (w *write) confirm(plan *deliver.Plan) error {
 		return nil
 	}
 	info := w.disk.Info()
-	if !w.talk.IsTerminal() {
+	if !w.talk.CanAsk() {
 		return ui.Fail(ui.ExitUsage, fmt.Errorf("%s would be erased, and nobody can be asked; it is untouched", info.Path), "add --yes")
 	}
 	word := info.Serial
@@ -230,9 +233,22 @@ func (w *write) confirm(plan *deliver.Plan) error {
 	}
 	_ = w.writePlan(w.c.App.ErrWriter)
 	fmt.Fprintf(w.c.App.ErrWriter, "Everything on %s will be lost. Type %s to go on: ", info.Path, word)
-	line, err := bufio.NewReader(w.c.App.Reader).ReadString('\n')
-	if strings.TrimSpace(line) != word || err != nil && err != io.EOF {
-		return ui.Fail(ui.ExitTarget, fmt.Errorf("not confirmed; %s is untouched", info.Path), "")
+	answer := make(chan string, 1)
+	go func() { // a read of a terminal cannot be cancelled; it ends with the process
+		line, _ := bufio.NewReader(w.c.App.Reader).ReadString('\n') // an end is an answer, too
+		answer <- line
+	}()
+	select {
+	case <-w.c.Context.Done():
+		fmt.Fprintln(w.c.App.ErrWriter)
+		return ui.Fail(ui.ExitInterrupted, fmt.Errorf("interrupted; %s is untouched", info.Path), "")
+	case line := <-answer:
+		if !strings.HasSuffix(line, "\n") {
+			fmt.Fprintln(w.c.App.ErrWriter)
+		}
+		if strings.TrimSpace(line) != word {
+			return ui.Fail(ui.ExitTarget, fmt.Errorf("not confirmed; %s is untouched", info.Path), "")
+		}
 	}
 	return nil
 }
@@ -262,18 +278,26 @@ func machineConfig(c *cli.Context) (firstboot.Config, error) {
 		if path == "" {
 			continue
 		}
-		info, err := os.Stat(path)
-		if err == nil && info.Size() > maxConfig {
-			err = fmt.Errorf("%s: %s are too much for a config", path, ui.Bytes(info.Size()))
-		}
-		if err == nil {
-			*f.to, err = os.ReadFile(path)
-		}
-		if err != nil {
+		var err error
+		if *f.to, err = readConfig(path); err != nil {
 			return config, ui.Fail(ui.ExitUsage, fmt.Errorf("--%s: %w", f.flag, err), "")
 		}
 	}
 	return config, nil
+}
+
+// readConfig reads a file, which may be a pipe.
+func readConfig(path string) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	b, err := io.ReadAll(io.LimitReader(f, maxConfig+1))
+	if err == nil && len(b) > maxConfig {
+		err = fmt.Errorf("%s: more than %s are too much for a config", path, ui.Bytes(maxConfig))
+	}
+	return b, err
 }
 
 // exitCodes are the exit codes of what goes wrong in delivering.
@@ -281,6 +305,15 @@ var exitCodes = map[deliver.Problem]int{
 	deliver.ProblemOther: ui.ExitOther, deliver.ProblemTarget: ui.ExitTarget, deliver.ProblemSource: ui.ExitSource,
 	deliver.ProblemTrust: ui.ExitTrust, deliver.ProblemWrite: ui.ExitWrite, deliver.ProblemMismatch: ui.ExitMismatch,
 	deliver.ProblemInterrupted: ui.ExitInterrupted,
+}
+
+// exitError says which target an error is about, and gives it its exit code.
+func (w *write) exitError(err error) error {
+	e, ok := errors.AsType[*deliver.Error](err)
+	if !ok {
+		return exitError(err)
+	}
+	return ui.Fail(exitCodes[e.Problem], fmt.Errorf("%s: %w", w.disk.Info().Path, err), e.Try)
 }
 
 // exitError gives an error of package deliver its exit code.

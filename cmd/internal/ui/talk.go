@@ -8,6 +8,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+	"unicode/utf8"
 
 	"github.com/urfave/cli/v2"
 	"golang.org/x/sys/unix"
@@ -21,7 +22,8 @@ type Talk struct {
 	result io.Writer
 	json   bool
 	quiet  bool
-	term   bool
+	term   *os.File // where out is a terminal, else nil
+	asks   bool
 
 	mu    sync.Mutex // guards what follows and the writes to out
 	live  []*Step
@@ -33,8 +35,11 @@ type Talk struct {
 // From makes the Talk of a command from its --json and --quiet flags.
 func From(c *cli.Context) *Talk {
 	t := &Talk{out: c.App.ErrWriter, result: c.App.Writer, json: c.Bool("json"), quiet: c.Bool("quiet")}
-	if f, ok := t.out.(*os.File); ok && !t.quiet {
-		t.term = isTerminal(f)
+	if f, ok := t.out.(*os.File); ok && isTerminal(f) {
+		t.term = f
+	}
+	if f, ok := c.App.Reader.(*os.File); ok && t.term != nil {
+		t.asks = isTerminal(f)
 	}
 	return t
 }
@@ -44,8 +49,27 @@ func isTerminal(f *os.File) bool {
 	return err == nil
 }
 
-// IsTerminal reports whether people read what is said.
-func (t *Talk) IsTerminal() bool { return t.term }
+// width returns how many columns the terminal has now; it may be resized.
+func (t *Talk) width() int {
+	size, err := unix.IoctlGetWinsize(int(t.term.Fd()), unix.TIOCGWINSZ)
+	if err != nil || size.Col == 0 {
+		return 80
+	}
+	return int(size.Col)
+}
+
+// cut shortens a line to so many columns, so that it is one line on the
+// terminal: redraws count lines.
+func cut(line string, columns int) string {
+	if utf8.RuneCountInString(line) <= columns {
+		return line
+	}
+	return string([]rune(line)[:max(columns-1, 0)]) + "…"
+}
+
+// CanAsk reports whether somebody is there to be asked: both what is said and
+// what is answered are a terminal's.
+func (t *Talk) CanAsk() bool { return t.asks }
 
 // Sayf prints one line of talk.
 func (t *Talk) Sayf(format string, args ...any) {
@@ -78,7 +102,7 @@ func (t *Talk) Result(v any, text func(io.Writer) error) error {
 // goroutine; nobody waits for the terminal.
 type Step struct {
 	talk        *Talk
-	name        string
+	name, verb  string
 	begun       time.Time
 	done, total atomic.Int64
 	note        atomic.Pointer[string]
@@ -105,6 +129,15 @@ func (s *Step) Set(done, total int64) {
 	s.total.Store(total)
 }
 
+// Counts says what happens to the bytes that Set counts: "read". It belongs
+// right behind Talk.Step.
+func (s *Step) Counts(verb string) *Step {
+	s.talk.mu.Lock()
+	defer s.talk.mu.Unlock()
+	s.verb = " " + verb
+	return s
+}
+
 // Note says what is being done right now, in a few words.
 func (s *Step) Note(text string) { s.note.Store(&text) }
 
@@ -127,27 +160,31 @@ func (s *Step) End(err error) time.Duration {
 		if err != nil {
 			mark = "stopped"
 		}
-		fmt.Fprintf(t.out, "%-10s %s in %s%s\n", s.name, mark, Duration(took), s.detail(took))
+		fmt.Fprintf(t.out, "%-10s %s in %s%s\n", s.name, mark, Duration(took), s.moved(took)+s.noted())
 	}
 	t.draw(time.Now())
 	return took
 }
 
-func (s *Step) detail(took time.Duration) string {
-	out := ""
+func (s *Step) moved(took time.Duration) (out string) {
 	if done, total := s.done.Load(), s.total.Load(); done > 0 {
 		out = ", " + Bytes(done)
 		if total > done {
 			out += " of " + Bytes(total)
 		}
+		out += s.verb
 		if took > 100*time.Millisecond {
 			out += fmt.Sprintf(" (%s/s)", Bytes(int64(float64(done)/took.Seconds())))
 		}
 	}
-	if n := s.note.Load(); n != nil && *n != "" {
-		out += ", " + *n
-	}
 	return out
+}
+
+func (s *Step) noted() string {
+	if n := s.note.Load(); n != nil && *n != "" {
+		return ", " + *n
+	}
+	return ""
 }
 
 func (t *Talk) tick(stop, done chan struct{}) {
@@ -182,7 +219,7 @@ func (t *Talk) close() {
 
 // erase takes the drawn lines away; the caller holds mu.
 func (t *Talk) erase() {
-	if t.term && t.drawn > 0 {
+	if t.term != nil && t.drawn > 0 {
 		fmt.Fprintf(t.out, "\x1b[%dA\x1b[J", t.drawn)
 	}
 	t.drawn = 0
@@ -195,13 +232,10 @@ func (t *Talk) draw(now time.Time) {
 	}
 	for _, s := range t.live {
 		took := now.Sub(s.begun)
-		line := fmt.Sprintf("%-10s %s%s%s", s.name, Duration(took), s.detail(took), s.eta(took))
+		line := fmt.Sprintf("%-10s %s%s%s%s", s.name, Duration(took), s.moved(took), s.eta(took), s.noted())
 		switch {
-		case t.term:
-			if len(line) > 110 {
-				line = line[:109] + "…"
-			}
-			fmt.Fprintln(t.out, line)
+		case t.term != nil:
+			fmt.Fprintln(t.out, cut(line, t.width()))
 			t.drawn++
 		case now.Sub(s.said) >= 10*time.Second:
 			s.said = now

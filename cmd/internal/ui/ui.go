@@ -25,6 +25,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"runtime/debug"
 	"strings"
 	"syscall"
 
@@ -103,12 +104,20 @@ func Run(ctx context.Context, app *cli.App, args []string) error {
 	app.ExitErrHandler = func(*cli.Context, error) {}
 	app.OnUsageError = usageError
 	app.Suggest = true
-	app.EnableBashCompletion = true
+	if app.Version == "" {
+		app.Version = version()
+	}
 	app.HideHelpCommand = true
 	app.CustomAppHelpTemplate = cli.AppHelpTemplate
 	app.CommandNotFound = nil
 	app.Action = func(c *cli.Context) error {
 		if !c.Args().Present() {
+			return cli.ShowAppHelp(c)
+		}
+		if args := c.Args().Slice(); args[0] == "help" {
+			if len(args) > 1 && app.Command(args[1]) != nil {
+				return cli.ShowCommandHelp(c, args[1])
+			}
 			return cli.ShowAppHelp(c)
 		}
 		return Fail(ExitUsage, fmt.Errorf("no command %q", c.Args().First()), suggestion(app, c.Args().First()))
@@ -119,6 +128,11 @@ func Run(ctx context.Context, app *cli.App, args []string) error {
 		if !cmd.HideHelp {
 			cmd.Flags = append(cmd.Flags, JSONFlag, QuietFlag)
 		}
+		for _, f := range cmd.Flags {
+			if b, ok := f.(*cli.BoolFlag); ok {
+				b.DisableDefaultText = true
+			}
+		}
 	}
 	if app.Writer == nil {
 		app.Writer = os.Stdout
@@ -126,7 +140,20 @@ func Run(ctx context.Context, app *cli.App, args []string) error {
 	if app.ErrWriter == nil {
 		app.ErrWriter = os.Stderr
 	}
+	if n := len(args) - 1; n > 0 && args[n] == completeFlag {
+		complete(app.Writer, app, args[1:n])
+		return nil
+	}
 	return app.RunContext(ctx, flagsFirst(app, args))
+}
+
+// version is what the Go command recorded: the release, or the commit.
+func version() string {
+	info, ok := debug.ReadBuildInfo()
+	if !ok {
+		return "unknown"
+	}
+	return info.Main.Version
 }
 
 func usageError(c *cli.Context, err error, _ bool) error {
@@ -169,6 +196,12 @@ type Displayer interface {
 	Display() string
 }
 
+// Detailed is an error with parts that programs may want: a value for JSON.
+type Detailed interface {
+	error
+	Details() any
+}
+
 // Report prints err, if any, and returns the exit code.
 func Report(stderr, stdout io.Writer, err error, asJSON bool) int {
 	code := Code(err)
@@ -180,7 +213,11 @@ func Report(stderr, stdout io.Writer, err error, asJSON bool) int {
 		hint = e.Hint
 	}
 	if asJSON {
-		b, _ := json.Marshal(map[string]any{"error": err.Error(), "exitCode": code, "hint": hint})
+		report := map[string]any{"error": err.Error(), "exitCode": code, "hint": hint}
+		if d, ok := errors.AsType[Detailed](err); ok {
+			report["details"] = d.Details()
+		}
+		b, _ := json.Marshal(report)
 		fmt.Fprintln(stderr, string(b))
 		return code
 	}

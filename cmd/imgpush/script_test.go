@@ -1,0 +1,13 @@
+package main
+
+import (
+	"testing"
+
+	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/imgpipe/imgpipe/cmd/internal/cmdtest"
+)
+
+func TestMain(m *testing.M) { testscript.Main(m, map[string]func(){"imgpush": main}) }
+
+func TestScripts(t *testing.T) { cmdtest.Run(t, "testdata/script") }

@@ -1,0 +1,66 @@
+// Package cmdtest runs the scripts that test imgbuild and imgpush from outside,
+// as programs of their own, with testscript:
+//
+//	func TestMain(m *testing.M) {
+//		testscript.Main(m, map[string]func(){"imgpush": main})
+//	}
+//
+//	func TestScripts(t *testing.T) { cmdtest.Run(t, "testdata/script") }
+//
+// Besides testscript's own, the scripts have these commands and conditions:
+//
+//	mkimage REF [sector=512] [name=tiny] [root=16] [config=2] [random=4] [motd=TEXT] [untested=true]
+//	                               pack a small complete image; sizes in MiB
+//	exits CODE PROGRAM [ARG…]      run a program that ends with this exit code
+//	filled FILE SIZE [BYTE]        make a file of SIZE bytes, each BYTE, or a hole
+//	corrupt FILE [OFFSET]          flip the bits of one byte
+//	blob VAR REF [N]               set VAR to the path of the image's Nth largest blob
+//	bytes FILE OFFSET LENGTH BYTE  the range of the file holds nothing but BYTE
+//	[!] same FILE FILE OFFSET LENGTH
+//	                               the range is equal in both files
+//	json PATH [VALUE]              stdout is JSON and has PATH (a.b.0.c), equal to VALUE;
+//	                               VALUE may be >N or <N
+//	[!] lines stdout|stderr N      so many lines were printed
+//	interrupt cleared FILE SIZE PROGRAM [ARG…]
+//	                               make FILE of SIZE bytes 0xA5, run a program until the first
+//	                               512 of them are zeros, and send it SIGINT there
+//	interrupt begun GLOB PROGRAM [ARG…]
+//	                               the same, until a file of that name exists
+//	[root]                         the test may use loop devices
+package cmdtest
+
+import (
+	"os"
+	"os/exec"
+	"testing"
+
+	"github.com/rogpeppe/go-internal/testscript"
+)
+
+// Run runs the scripts in dir. A condition [exec:PROGRAM] skips what needs a
+// program that is not there.
+func Run(t *testing.T, dir string) {
+	t.Helper()
+	repo, err := os.Getwd()
+	if err != nil {
+		t.Fatal(err)
+	}
+	testscript.Run(t, testscript.Params{
+		Dir:                 dir,
+		RequireExplicitExec: true,
+		RequireUniqueNames:  true,
+		UpdateScripts:       os.Getenv("UPDATE_SCRIPTS") != "",
+		Setup: func(e *testscript.Env) error {
+			e.Setenv("REPO", repo+"/../..")
+			e.Setenv("XDG_CACHE_HOME", e.WorkDir+"/.cache")
+			return nil
+		},
+		Condition: func(cond string) (bool, error) {
+			return cond == "root" && os.Getuid() == 0 && exec.Command("losetup", "--find").Run() == nil, nil
+		},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){
+			"mkimage": mkimage, "exits": exits, "filled": filled, "corrupt": corrupt, "blob": blob, "bytes": allBytes,
+			"same": same, "json": hasJSON, "lines": lines, "interrupt": interrupt,
+		},
+	})
+}
