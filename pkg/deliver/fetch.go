@@ -3,11 +3,10 @@ package deliver
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 
 	"github.com/imgpipe/imgpipe/pkg/diskimage"
-	"github.com/klauspost/compress/zstd"
+	"github.com/imgpipe/imgpipe/pkg/internal/frame"
 )
 
 const (
@@ -27,7 +26,7 @@ type fetcher struct {
 	source Source
 	index  *diskimage.Index
 	meter  *meter
-	dec    *zstd.Decoder
+	dec    *frame.Decoder
 	frame  []byte
 }
 
@@ -127,21 +126,12 @@ func (f *fetcher) request(ctx context.Context, chunks []int32, into func(diskima
 func (f *fetcher) decode(c diskimage.Chunk, plain []byte) error {
 	if f.dec == nil {
 		var err error
-		f.dec, err = zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecodeAllCapLimit(true),
-			zstd.WithDecoderMaxMemory(uint64(f.index.ChunkSize)), zstd.WithDecoderMaxWindow(8<<20))
-		if err != nil {
-			return fmt.Errorf("zstd: %w", err)
+		if f.dec, err = frame.NewDecoder(); err != nil {
+			return err
 		}
 	}
-	out, err := f.dec.DecodeAll(f.frame, plain[:0:len(plain)])
-	if err != nil {
+	if err := f.dec.Decode(plain, f.frame); err != nil {
 		return faultf(ProblemTrust, "chunk %v: %w", c.Extent, err)
-	}
-	if len(out) != len(plain) {
-		return faultf(ProblemTrust, "chunk %v: the frame holds %d bytes", c.Extent, len(out))
-	}
-	if &out[0] != &plain[0] {
-		copy(plain, out)
 	}
 	if got := diskimage.DigestOf(plain); got != c.Digest {
 		return faultf(ProblemTrust, "chunk %v: content is %v, the index says %v", c.Extent, got, c.Digest)
