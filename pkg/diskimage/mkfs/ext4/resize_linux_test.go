@@ -8,6 +8,8 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/imgpipe/imgpipe/pkg/diskimage"
 )
 
@@ -136,4 +138,35 @@ func TestMountingChangesNothing(t *testing.T) {
 		t.Errorf("mounting changed %d blocks: %v", len(blocks), blocks)
 	}
 	t.Logf("mounting changed blocks %v", blocks)
+}
+
+// The kernel uses the filesystem like any other: it fills directories with and
+// without an index, uninitialised groups, attribute blocks and holes.
+func TestWriting(t *testing.T) {
+	tr := hardTree(t)
+	image := writeImage(t, mustNew(t, tr, options(300<<20)))
+	dev := attach(t, image)
+	dir, unmount := mount(t, dev, 0)
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i := range 3000 {
+		must(os.WriteFile(fmt.Sprintf("%s/names/b/new-%d", dir, i), []byte("new"), 0o644))
+	}
+	for i := range 40 {
+		must(os.MkdirAll(fmt.Sprintf("%s/new/%d/%d", dir, i, i), 0o755))
+		must(os.WriteFile(fmt.Sprintf("%s/new/%d/large", dir, i), make([]byte, 4<<20), 0o644))
+	}
+	must(os.RemoveAll(dir + "/size"))
+	must(os.RemoveAll(dir + "/new/7"))
+	must(unix.Setxattr(dir+"/x/both", "user.large", []byte("shorter"), 0))
+	must(unix.Setxattr(dir+"/x/capability", "user.more", make([]byte, 500), 0))
+	must(unix.Removexattr(dir+"/x/dir", "user.d"))
+	must(os.Truncate(dir+"/hard/0", 1<<20))
+	unmount()
+	tool(t, "losetup", "-d", dev)
+	check(t, image)
 }
