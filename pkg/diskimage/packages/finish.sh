@@ -23,9 +23,10 @@ for f in *.deb; do
 done >"$root/tmp/imgpipe.new"
 tar -cf - -T "$root/tmp/imgpipe.new" >&3
 
-# keys of no machine: they differ from run to run, and secrets do not belong in
-# a cache
+# the empty keys of the other hook, and any of a type that it does not know: they
+# would differ from run to run, and secrets do not belong in a cache
 rm -f "$root"/etc/ssh/ssh_host_*_key "$root"/etc/ssh/ssh_host_*_key.pub
+rmdir --ignore-fail-on-non-empty "$root/etc/ssh"
 rm -rf "$root"/var/cache/apt/archives/*.deb "$root"/var/cache/apt/archives/partial/* \
 	"$root"/var/cache/apt/*.bin "$root"/var/lib/apt/lists/* \
 	"$root/etc/dpkg/dpkg.cfg.d/00imgpipe" "$root"/tmp/imgpipe.*

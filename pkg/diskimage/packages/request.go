@@ -16,7 +16,7 @@ import (
 
 // format is the version of everything here that decides what a tree holds. It
 // is part of every key: raise it when the hooks or the environment change.
-const format = 1
+const format = 2
 
 var (
 	reWord    = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._+/-]*$`)

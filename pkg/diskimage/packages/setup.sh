@@ -23,6 +23,10 @@ chmod 0644 "$root/etc/hostname" "$root/etc/resolv.conf"
 mkdir -p "$root/etc/dpkg/dpkg.cfg.d" "$archives/partial"
 echo force-unsafe-io >"$root/etc/dpkg/dpkg.cfg.d/00imgpipe"
 
+# openssh-server makes no keys where there are some: those would be thrown away
+mkdir -p "$root/etc/ssh"
+for type in rsa dsa ecdsa ed25519; do : >"$root/etc/ssh/ssh_host_${type}_key"; done
+
 # the last indices of these sources, so that only news is fetched
 read -r size <&4
 [ "$size" = 0 ] || head -c "$size" <&4 | tar -xf - -C "$lists"
