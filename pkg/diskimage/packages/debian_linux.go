@@ -72,6 +72,9 @@ type run struct {
 }
 
 func newRun(ctx context.Context, req Request, o Options) (*run, error) {
+	if o.CacheDir == "" {
+		return nil, errors.New("no cache directory")
+	}
 	req, err := req.normal()
 	if err != nil {
 		return nil, err
@@ -90,7 +93,15 @@ func newRun(ctx context.Context, req Request, o Options) (*run, error) {
 	if r.request, sources, err = req.identity(r.tool, r.keys); err != nil {
 		return nil, err
 	}
-	if r.cache, err = openCache(o.CacheDir); err != nil {
+	if r.CacheDir, err = filepath.Abs(o.CacheDir); err != nil {
+		return nil, err
+	}
+	if r.WorkDir != "" { // mmdebstrap runs elsewhere
+		if r.WorkDir, err = filepath.Abs(o.WorkDir); err != nil {
+			return nil, err
+		}
+	}
+	if r.cache, err = openCache(r.CacheDir); err != nil {
 		return nil, err
 	}
 	r.cache.base = sources.Hex()

@@ -174,6 +174,15 @@ func TestRebuildNeedsNoRun(t *testing.T) {
 	}
 }
 
+func TestDirectoriesMayBeRelative(t *testing.T) {
+	f := newFake(t)
+	t.Chdir(f.dir)
+	f.opts.CacheDir, f.opts.WorkDir = "cache", "work"
+	if res := f.debian(); !filepath.IsAbs(res.Tar) {
+		t.Errorf("tar is %s, want an absolute path", res.Tar)
+	}
+}
+
 func TestRequestsThatDifferDoNotShareATree(t *testing.T) {
 	f := newFake(t)
 	seen := map[diskimage.Digest]string{f.debian().Key: "base"}
