@@ -89,13 +89,11 @@ func (x *Index) Validate() error {
 			return fmt.Errorf("index: chunk %d is in segment %d of %d", i, c.Segment, len(x.Segments))
 		}
 		s := x.Segments[c.Segment]
-		if c.Off%x.ChunkSize != 0 || c.Off < last.End() || !s.Contains(c.Extent) ||
-			c.Len != min(x.ChunkSize, x.DiskSize-c.Off) {
+		if c.Extent.Validate(x.DiskSize) != nil || c.Off%x.ChunkSize != 0 || c.Off < last.End() || !s.Contains(c.Extent) ||
+			c.Len == 0 || c.Len != min(x.ChunkSize, x.DiskSize-c.Off) {
 			return fmt.Errorf("index: chunk %d (%v) is misplaced", i, c.Extent)
 		}
-		frames := Extent{0, s.Size}
-		if c.Frame.Len <= 0 || c.Frame.Off < 0 || c.Frame.Len > s.Size || !frames.Contains(c.Frame) ||
-			c.Segment == last.Segment && c.Frame.Off < last.Frame.End() {
+		if c.Frame.Validate(s.Size) != nil || c.Frame.Len == 0 || c.Segment == last.Segment && c.Frame.Off < last.Frame.End() {
 			return fmt.Errorf("index: chunk %d: frame %v is misplaced in its blob of %d bytes", i, c.Frame, s.Size)
 		}
 		last = c
