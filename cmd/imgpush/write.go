@@ -195,7 +195,10 @@ func (w *write) apply(plan *deliver.Plan) error {
 	if err != nil {
 		return err
 	}
-	return w.disk.RereadTable()
+	if err := w.disk.RereadTable(); err != nil {
+		return ui.Fail(ui.ExitOther, fmt.Errorf("%w; the disk holds the verified image", err), "let the kernel read it with partprobe, or restart")
+	}
+	return nil
 }
 
 // follow calls show five times a second, and once more when it is stopped.

@@ -15,17 +15,20 @@
 //	filled FILE SIZE [BYTE]        make a file of SIZE bytes, each BYTE, or a hole
 //	corrupt FILE [OFFSET]          flip the bits of one byte
 //	blob VAR REF [N]               set VAR to the path of the image's Nth largest blob
+//	unpack REF FILE                decompress the image's blobs with zstd
 //	bytes FILE OFFSET LENGTH BYTE  the range of the file holds nothing but BYTE
 //	[!] same FILE FILE OFFSET LENGTH
 //	                               the range is equal in both files
 //	json PATH [VALUE]              stdout is JSON and has PATH (a.b.0.c), equal to VALUE;
 //	                               VALUE may be >N or <N
 //	[!] lines stdout|stderr N      so many lines were printed
-//	interrupt cleared FILE SIZE PROGRAM [ARG…]
-//	                               make FILE of SIZE bytes 0xA5, run a program until the first
-//	                               512 of them are zeros, and send it SIGINT there
+//	interrupt writing FILE SIZE OFFSET PROGRAM [ARG…]
+//	                               make FILE of SIZE bytes 0xA5, run a program until it has
+//	                               zeroed the first 512 and changed those at OFFSET, and send
+//	                               it SIGINT there; it must exit with 130
 //	interrupt begun GLOB PROGRAM [ARG…]
 //	                               the same, until a file of that name exists
+//	loop VAR FILE SIZE [SECTOR]    set VAR to a loop device over FILE, made for it
 //	[root]                         the test may use loop devices
 package cmdtest
 
@@ -60,7 +63,7 @@ func Run(t *testing.T, dir string) {
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"mkimage": mkimage, "exits": exits, "filled": filled, "corrupt": corrupt, "blob": blob, "bytes": allBytes,
-			"same": same, "json": hasJSON, "lines": lines, "interrupt": interrupt,
+			"same": same, "unpack": unpack, "json": hasJSON, "lines": lines, "interrupt": interrupt, "loop": loop,
 		},
 	})
 }

@@ -138,6 +138,28 @@ func blob(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Setenv(args[0], r.Dir+"/blobs/"+strings.Replace(segments[n].Digest.String(), ":", "/", 1))
 }
 
+// unpack does what docs/format.md promises that anybody can: one blob behind the
+// other is the compressed disk.
+func unpack(ts *testscript.TestScript, neg bool, args []string) {
+	usage(ts, !neg && len(args) == 2, "unpack REF FILE")
+	r := ref(ts, args[0])
+	a, err := oci.Open(context.Background(), r)
+	ts.Check(err)
+	defer a.Close()
+	var blobs []io.Reader
+	for _, s := range a.Index().Segments {
+		f, err := os.Open(r.Dir + "/blobs/" + strings.Replace(s.Digest.String(), ":", "/", 1))
+		ts.Check(err)
+		defer f.Close()
+		blobs = append(blobs, f)
+	}
+	cmd := exec.Command("zstd", "-q", "-d", "-f", "-o", ts.MkAbs(args[1]))
+	cmd.Stdin = io.MultiReader(blobs...)
+	out, err := cmd.CombinedOutput()
+	ts.Logf("%s", out)
+	ts.Check(err)
+}
+
 // section reads a range of a file.
 func section(ts *testscript.TestScript, name string, off, length int64) []byte {
 	f, err := os.Open(ts.MkAbs(name))
@@ -223,4 +245,18 @@ func lines(ts *testscript.TestScript, neg bool, args []string) {
 	if (got == number(ts, args[1])) == neg {
 		ts.Fatalf("%s has %d lines", args[0], got)
 	}
+}
+
+func loop(ts *testscript.TestScript, neg bool, args []string) {
+	usage(ts, !neg && len(args) >= 3 && len(args) <= 4, "loop VAR FILE SIZE [SECTOR]")
+	filled(ts, false, args[1:3])
+	sector := "512"
+	if len(args) == 4 {
+		sector = args[3]
+	}
+	out, err := exec.Command("losetup", "--find", "--show", "--partscan", "--sector-size", sector, ts.MkAbs(args[1])).Output()
+	ts.Check(err)
+	dev := strings.TrimSpace(string(out))
+	ts.Defer(func() { _ = exec.Command("losetup", "--detach", dev).Run() })
+	ts.Setenv(args[0], dev)
 }

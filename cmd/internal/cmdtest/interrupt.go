@@ -21,18 +21,18 @@ var errMissed = errors.New("the program ended, or went on, before it was stopped
 // it was doing does not depend on how fast this process is. Where it was too
 // fast to be stopped, all is done again.
 func interrupt(ts *testscript.TestScript, neg bool, args []string) {
-	usage(ts, !neg && len(args) >= 3, "interrupt cleared FILE SIZE PROGRAM [ARG…] | interrupt begun GLOB PROGRAM [ARG…]")
+	usage(ts, !neg && len(args) >= 3, "interrupt writing FILE SIZE OFFSET PROGRAM [ARG…] | interrupt begun GLOB PROGRAM [ARG…]")
 	var prepare func()
 	var reached func() bool
 	switch args[0] {
-	case "cleared":
-		name, size := args[1], args[2]
+	case "writing":
+		name, size, off := args[1], args[2], number(ts, args[3])
 		prepare = func() { filled(ts, false, []string{name, size, "0xA5"}) }
 		reached = func() bool {
-			b := section(ts, name, 0, 512)
-			return len(bytes.Trim(b, "\x00")) == 0
+			cleared := len(bytes.Trim(section(ts, name, 0, 512), "\x00")) == 0
+			return cleared && !bytes.Equal(section(ts, name, off, 512), bytes.Repeat([]byte{0xA5}, 512))
 		}
-		args = args[3:]
+		args = args[4:]
 	case "begun":
 		glob := ts.MkAbs(args[1])
 		prepare = func() {}
@@ -42,7 +42,7 @@ func interrupt(ts *testscript.TestScript, neg bool, args []string) {
 		}
 		args = args[2:]
 	default:
-		ts.Fatalf("interrupt: %q: want cleared or begun", args[0])
+		ts.Fatalf("interrupt: %q: want writing or begun", args[0])
 	}
 	var err error
 	for range 20 {
