@@ -67,7 +67,11 @@ func exportRaw(c *cli.Context, talk *ui.Talk, a *oci.Artifact, path string) (err
 			os.Remove(f.Name())
 		}
 	}()
-	return exportDisk(c, talk, a, f, f.Sync)
+	err = exportDisk(c, talk, a, f, f.Sync)
+	if e, ok := errors.AsType[*fs.PathError](err); ok && e.Path == f.Name() {
+		return fmt.Errorf("export to %s: %w", path, e.Err) // the temporary name would tell nothing
+	}
+	return err
 }
 
 // exportDisk writes the artifact's disk to f, and then calls sync.
@@ -94,7 +98,7 @@ func createBeside(path string) (*os.File, error) {
 			continue // of a process that was killed
 		}
 		if e, ok := errors.AsType[*fs.PathError](err); ok {
-			return nil, e.Err // that name would tell the user nothing
+			return nil, e.Err
 		}
 		return f, err
 	}

@@ -30,7 +30,11 @@ file:line:col: field: problem. Nothing is fetched and nothing is written.
 			}
 			var errs []error
 			for _, path := range c.Args().Slice() {
-				if _, err := loadRecipe(c, path); err != nil {
+				_, err := loadRecipe(c, path)
+				if ui.Code(err) == ui.ExitUsage {
+					return err
+				}
+				if err != nil {
 					errs = append(errs, err)
 				}
 			}

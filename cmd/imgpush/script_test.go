@@ -11,3 +11,5 @@ import (
 func TestMain(m *testing.M) { testscript.Main(m, map[string]func(){"imgpush": main}) }
 
 func TestScripts(t *testing.T) { cmdtest.Run(t, "testdata/script") }
+
+func TestHelp(t *testing.T) { cmdtest.Help(t, app()) }

@@ -39,7 +39,7 @@ none of them that volume is blank.
 
   imgpush write oci:images:debian-server /dev/sdX --dry-run --insecure-no-signature
   imgpush write oci:images:debian-server /dev/sdX --insecure-no-signature --hostname db1
-  imgpush write oci:images:debian-server disk.raw --yes --insecure-no-signature --user-data u.yaml`,
+  imgpush write oci:images:debian-server disk.raw --yes --insecure-no-signature`,
 		Flags: []cli.Flag{
 			&cli.BoolFlag{Name: "yes", Usage: "do not ask; needed where no terminal can be asked"},
 			&cli.BoolFlag{Name: "insecure-no-signature", Usage: "write an image that nobody signed; this version verifies no signatures, and so needs it"},

@@ -219,7 +219,7 @@ func hasJSON(ts *testscript.TestScript, neg bool, args []string) {
 			}
 		}
 		if !ok {
-			ts.Fatalf("%s: no %q in %v", args[0], key, v)
+			ts.Fatalf("%s: there is no %q", args[0], key)
 		}
 		v = next
 	}

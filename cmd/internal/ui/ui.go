@@ -26,7 +26,6 @@ import (
 	"os"
 	"os/signal"
 	"runtime/debug"
-	"strings"
 	"syscall"
 
 	"github.com/urfave/cli/v2"
@@ -103,7 +102,6 @@ func Main(app *cli.App, args []string) int {
 func Run(ctx context.Context, app *cli.App, args []string) error {
 	app.ExitErrHandler = func(*cli.Context, error) {}
 	app.OnUsageError = usageError
-	app.Suggest = true
 	if app.Version == "" {
 		app.Version = version()
 	}
@@ -154,21 +152,6 @@ func version() string {
 		return "unknown"
 	}
 	return info.Main.Version
-}
-
-func usageError(c *cli.Context, err error, _ bool) error {
-	name := c.App.Name
-	if c.Command != nil && c.Command.HelpName != "" {
-		name = c.Command.HelpName
-	}
-	return Fail(ExitUsage, err, fmt.Sprintf("see '%s --help'", name))
-}
-
-func suggestion(app *cli.App, name string) string {
-	if s := cli.SuggestCommand(app.Commands, name); s != "" && !strings.Contains(s, `"help"`) {
-		return fmt.Sprintf("%s '%s --help' lists the commands", s, app.Name)
-	}
-	return fmt.Sprintf("'%s --help' lists the commands", app.Name)
 }
 
 // JSONFlag and QuietFlag are on every command.

@@ -64,12 +64,15 @@ func TestExitCodesAndStreams(t *testing.T) {
 		{"work --n 3", ExitUsage, "", "error: n is 3\ntry: see 'tool work --help'\n"},
 		{"work --n 4", ExitInterrupted, "", "error: stopped: context canceled\n"},
 		{"work --n x", ExitUsage, "", `invalid value "x" for flag -n`},
-		{"work --m 1", ExitUsage, "", "flag provided but not defined: -m"},
+		{"work --m 1", ExitUsage, "", "tool work has no flag --m\ntry: see 'tool work --help'"},
+		{"work --qiuet", ExitUsage, "", "tool work has no flag --qiuet\ntry: --quiet, or see 'tool work --help'"},
+		{"walk", ExitUsage, "", "try: tool work, or"},
+		{"frobnicate", ExitUsage, "", "no command \"frobnicate\"\ntry: 'tool --help' lists the commands"},
 		{"work arg --n 1", ExitTarget, "", "error: disk: too small"},
 		{"work arg -n=1", ExitTarget, "", "error: disk: too small"},
 		{"work --quiet arg --n 2 more", ExitTrust, "", "not signed"},
 		{"work -- --n 1", 0, "carried", ""},
-		{"wrok", ExitUsage, "", "error: no command \"wrok\"\ntry: Did you mean \"work\"?"},
+		{"wrok", ExitUsage, "", "error: no command \"wrok\"\ntry: tool work, or 'tool --help' lists the commands"},
 	} {
 		code, stdout, stderr := run(t, strings.Fields(c.args)...)
 		if code != c.code || !strings.Contains(stdout, c.stdout) || !strings.Contains(stderr, c.stderr) {
