@@ -57,7 +57,7 @@ type buildResult struct {
 	DiskDigest diskimage.Digest `json:"diskDigest"`
 	DiskSize   int64            `json:"diskSize"`
 	DataSize   int64            `json:"dataSize"`
-	BlobSize   int64            `json:"blobSize"` // compressed bytes, each distinct blob once
+	BlobSize   int64            `json:"blobSize"` // bytes of all distinct blobs, as stored
 	SameSize   int64            `json:"sameSize"` // plain bytes of chunks that the previous build had as well
 	Seconds    float64          `json:"seconds"`
 	build.Record
@@ -140,7 +140,7 @@ func pack(c *cli.Context, talk *ui.Talk, dir *oci.Dir, ref oci.Ref, r *recipe.Re
 	if previous != nil {
 		defer previous.Close()
 	}
-	step := talk.Step("pack")
+	step := talk.Step("pack").Counts("packed")
 	packed, err := oci.Pack(c.Context, image.Disk, artifactConfig(r, image), dir, oci.PackOptions{
 		Level: level, Workers: c.Int("workers"), Progress: step.Set, Previous: previous,
 	})

@@ -68,19 +68,18 @@ type inspection struct {
 	Blobs     int              `json:"blobs"`    // distinct segments
 	Chunks    int              `json:"chunks"`   // with data
 	DataSize  int64            `json:"dataSize"` // plain bytes in chunks
-	BlobSize  int64            `json:"blobSize"` // compressed bytes of distinct segments
+	BlobSize  int64            `json:"blobSize"` // bytes of all distinct blobs, as stored
 }
 
 func inspect(ref string, a *oci.Artifact) *inspection {
 	x := a.Index()
 	in := &inspection{Reference: ref, Digest: a.Digest(), Config: a.Config(), Segments: len(x.Segments),
-		Chunks: len(x.Chunks), DataSize: x.DataSize()}
+		Chunks: len(x.Chunks), DataSize: x.DataSize(), BlobSize: a.StoredSize()}
 	seen := map[diskimage.Digest]bool{}
 	for _, s := range x.Segments {
 		if !seen[s.Digest] {
 			seen[s.Digest] = true
 			in.Blobs++
-			in.BlobSize += s.Size
 		}
 	}
 	return in

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/urfave/cli/v2"
@@ -50,6 +52,13 @@ func runTest(c *cli.Context) (err error) {
 	talk := ui.From(c)
 	var want qemu.Expectation
 	g, err := newGuest(c, talk, func(image *oci.Config) (err error) {
+		for _, flag := range []string{"junit", "log"} {
+			if path := c.String(flag); path != "" {
+				if _, err := os.Stat(filepath.Dir(path)); err != nil {
+					return ui.Fail(ui.ExitUsage, fmt.Errorf("--%s: %w", flag, err), "")
+				}
+			}
+		}
 		want, err = expectation(c, image)
 		return err
 	})
@@ -70,13 +79,16 @@ func runTest(c *cli.Context) (err error) {
 	step := talk.Step("boot")
 	step.Note(fmt.Sprintf("with %s, at most %s", g.Accel, want.Timeout))
 	outcome, err := g.Watch(c.Context, want, log)
-	if err == nil && outcome.Passed {
-		step.Note("as expected")
-	}
-	step.End(err)
 	if err != nil {
+		step.End(err)
 		return err
 	}
+	failure := fmt.Errorf("%s: %s", subject(c), outcome.Reason)
+	if outcome.Passed {
+		step.Note("as expected")
+		failure = nil
+	}
+	step.End(failure)
 	result := testResult{Subject: subject(c), Passed: outcome.Passed, Reason: outcome.Reason, Accel: g.Accel,
 		Seconds: outcome.Took.Seconds(), Seen: map[string]int64{}}
 	for text, after := range outcome.Seen {
@@ -88,7 +100,11 @@ func runTest(c *cli.Context) (err error) {
 		}
 	}
 	if !outcome.Passed && !c.Bool("json") {
-		fmt.Fprintf(c.App.ErrWriter, "--- the console's last lines\n%s\n---\n", lastLines(outcome.Console, 40))
+		console := "--- the console's last lines\n" + lastLines(outcome.Console, 40) + "\n---"
+		if strings.TrimSpace(outcome.Console) == "" {
+			console = "the console showed nothing"
+		}
+		fmt.Fprintln(c.App.ErrWriter, console)
 	}
 	if err := talk.Result(result, func(w io.Writer) error {
 		if !outcome.Passed {
@@ -100,8 +116,7 @@ func runTest(c *cli.Context) (err error) {
 		return err
 	}
 	if !outcome.Passed {
-		return ui.Fail(ui.ExitOther, fmt.Errorf("%s: %s", result.Subject, outcome.Reason),
-			"imgbuild boot shows the same machine with its console on this terminal")
+		return ui.Fail(ui.ExitOther, failure, "imgbuild boot shows the same machine with its console on this terminal")
 	}
 	return nil
 }

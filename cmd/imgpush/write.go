@@ -5,8 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
-	"os"
 	"strings"
 	"time"
 
@@ -265,42 +263,6 @@ func verifyMode(c *cli.Context) (deliver.Verify, error) {
 	default:
 		return 0, ui.Usagef(c, "--verify %s: want written or full", v)
 	}
-}
-
-// maxConfig bounds a config file: no config volume is larger.
-const maxConfig = 64 << 20
-
-// machineConfig reads the files that the config flags name.
-func machineConfig(c *cli.Context) (firstboot.Config, error) {
-	config := firstboot.Config{Hostname: c.String("hostname"), SSHKeys: c.StringSlice("ssh-key")}
-	for _, f := range []struct {
-		flag string
-		to   *[]byte
-	}{{"user-data", &config.UserData}, {"meta-data", &config.MetaData}, {"network-config", &config.NetworkConfig}} {
-		path := c.String(f.flag)
-		if path == "" {
-			continue
-		}
-		var err error
-		if *f.to, err = readConfig(path); err != nil {
-			return config, ui.Fail(ui.ExitUsage, fmt.Errorf("--%s: %w", f.flag, err), "")
-		}
-	}
-	return config, nil
-}
-
-// readConfig reads a file, which may be a pipe.
-func readConfig(path string) ([]byte, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	b, err := io.ReadAll(io.LimitReader(f, maxConfig+1))
-	if err == nil && len(b) > maxConfig {
-		err = fmt.Errorf("%s: more than %s are too much for a config", path, ui.Bytes(maxConfig))
-	}
-	return b, err
 }
 
 // exitCodes are the exit codes of what goes wrong in delivering.

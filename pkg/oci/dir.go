@@ -177,11 +177,13 @@ func (d *Dir) Resolve(ref Ref) (v1.Descriptor, error) {
 			tags = append(tags, tag)
 		}
 	}
-	if ref.Tag == "" {
-		return v1.Descriptor{}, fmt.Errorf("%s holds %d images, name one by its tag: %w (%s)",
-			d.path, len(x.Manifests), ErrNotFound, strings.Join(tags, ", "))
+	switch {
+	case len(x.Manifests) == 0:
+		return v1.Descriptor{}, fmt.Errorf("an image: %w, which is empty", ErrNotFound)
+	case ref.Tag == "":
+		return v1.Descriptor{}, fmt.Errorf("an image without a tag: %w; name one of: %s", ErrNotFound, strings.Join(tags, ", "))
 	}
-	return v1.Descriptor{}, fmt.Errorf("tag %s: %w (%s has: %s)", ref.Tag, ErrNotFound, d.path, strings.Join(tags, ", "))
+	return v1.Descriptor{}, fmt.Errorf("tag %s: %w, which has: %s", ref.Tag, ErrNotFound, strings.Join(tags, ", "))
 }
 
 // Publish lists desc in index.json under tag, which then names nothing else; with

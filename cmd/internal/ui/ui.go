@@ -26,9 +26,11 @@ import (
 	"os"
 	"os/signal"
 	"runtime/debug"
+	"strings"
 	"syscall"
 
 	"github.com/urfave/cli/v2"
+	"golang.org/x/sys/unix"
 )
 
 // The exit codes of both commands. docs/cli.md is the normative list.
@@ -84,17 +86,29 @@ func Code(err error) int {
 // context of the running command, which then cleans up and returns; a second
 // one ends the process at once.
 func Main(app *cli.App, args []string) int {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
+	ctx, cancel := context.WithCancelCause(context.Background())
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
 	go func() {
-		<-ctx.Done()
-		stop() // the next signal kills
+		s := <-signals
+		signal.Reset(os.Interrupt, syscall.SIGTERM) // the next one kills
+		cancel(interruption{s})
 	}()
 	err := Run(ctx, app, args)
 	if ctx.Err() != nil && err != nil && Code(err) == ExitOther {
 		err = Fail(ExitInterrupted, err, "")
 	}
 	return Report(app.ErrWriter, app.Writer, err, jsonWanted(args))
+}
+
+// interruption is why a context was cancelled: a signal.
+type interruption struct{ signal os.Signal }
+
+func (i interruption) Error() string {
+	if s, ok := i.signal.(syscall.Signal); ok {
+		return "by " + unix.SignalName(s)
+	}
+	return "by " + i.signal.String()
 }
 
 // Run runs app with the settings that both commands share: errors come back
@@ -195,8 +209,11 @@ func Report(stderr, stdout io.Writer, err error, asJSON bool) int {
 	if e, ok := errors.AsType[*Error](err); ok {
 		hint = e.Hint
 	}
+	message := func(text string) string {
+		return strings.ReplaceAll(text, context.Canceled.Error(), "interrupted") // people cancel no contexts
+	}
 	if asJSON {
-		report := map[string]any{"error": err.Error(), "exitCode": code, "hint": hint}
+		report := map[string]any{"error": message(err.Error()), "exitCode": code, "hint": hint}
 		if d, ok := errors.AsType[Detailed](err); ok {
 			report["details"] = d.Details()
 		}
@@ -208,7 +225,7 @@ func Report(stderr, stdout io.Writer, err error, asJSON bool) int {
 	if d, ok := errors.AsType[Displayer](err); ok {
 		text = d.Display()
 	}
-	fmt.Fprintf(stderr, "error: %s\n", text)
+	fmt.Fprintf(stderr, "error: %s\n", message(text))
 	if hint != "" {
 		fmt.Fprintf(stderr, "try: %s\n", hint)
 	}

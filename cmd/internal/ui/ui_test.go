@@ -62,7 +62,7 @@ func TestExitCodesAndStreams(t *testing.T) {
 		{"work --n 1", ExitTarget, "", "error: disk: too small\ntry: use a larger one\n"},
 		{"work --n 2", ExitTrust, "", "error: outer: not signed\n"},
 		{"work --n 3", ExitUsage, "", "error: n is 3\ntry: see 'tool work --help'\n"},
-		{"work --n 4", ExitInterrupted, "", "error: stopped: context canceled\n"},
+		{"work --n 4", ExitInterrupted, "", "error: stopped: interrupted\n"},
 		{"work --n x", ExitUsage, "", `invalid value "x" for flag -n`},
 		{"work --m 1", ExitUsage, "", "tool work has no flag --m\ntry: see 'tool work --help'"},
 		{"work --qiuet", ExitUsage, "", "tool work has no flag --qiuet\ntry: --quiet, or see 'tool work --help'"},
