@@ -131,10 +131,10 @@ func (f *fetcher) decode(c diskimage.Chunk, plain []byte) error {
 		}
 	}
 	if err := f.dec.Decode(plain, f.frame); err != nil {
-		return faultf(ProblemTrust, "chunk %v: %w", c.Extent, err)
+		return faultf(ProblemTrust, "blob %v, bytes %v: chunk %v of the disk: %w", f.index.Segments[c.Segment].Digest, c.Frame, c.Extent, err)
 	}
-	if got := diskimage.DigestOf(plain); got != c.Digest {
-		return faultf(ProblemTrust, "chunk %v: content is %v, the index says %v", c.Extent, got, c.Digest)
+	if diskimage.DigestOf(plain) != c.Digest {
+		return faultf(ProblemTrust, "blob %v, bytes %v: chunk %v of the disk does not match its SHA-256", f.index.Segments[c.Segment].Digest, c.Frame, c.Extent)
 	}
 	f.meter.decoded.Add(c.Len)
 	return nil

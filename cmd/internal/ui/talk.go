@@ -22,7 +22,7 @@ type Talk struct {
 	result io.Writer
 	json   bool
 	quiet  bool
-	term   *os.File // where out is a terminal, else nil
+	term   *os.File // where out is a terminal that can redraw, else nil
 	asks   bool
 
 	mu    sync.Mutex // guards what follows and the writes to out
@@ -40,6 +40,9 @@ func From(c *cli.Context) *Talk {
 	}
 	if f, ok := c.App.Reader.(*os.File); ok && t.term != nil {
 		t.asks = isTerminal(f)
+	}
+	if os.Getenv("TERM") == "dumb" {
+		t.term = nil // it cannot redraw
 	}
 	return t
 }
