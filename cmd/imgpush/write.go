@@ -149,7 +149,11 @@ func (w *write) plan(config firstboot.Config) (*deliver.Plan, error) {
 	if !config.IsZero() {
 		seed, err := firstboot.Overlay(table, config, a.Config().Epoch)
 		if err != nil {
-			return nil, ui.Fail(ui.ExitTarget, fmt.Errorf("config: %w; the target is untouched", err), "")
+			code := ui.ExitTarget
+			if errors.Is(err, firstboot.ErrMetaData) {
+				code = ui.ExitUsage
+			}
+			return nil, ui.Fail(code, fmt.Errorf("config: %w; the target is untouched", err), "")
 		}
 		overlays = append(overlays, seed)
 	}

@@ -8,7 +8,8 @@
 // It guarantees that the same config gives the same bytes, that the reserved
 // partition is replaced as a whole, so that nothing of an earlier config is
 // left in it, and that a config without its place, or too large for it, is an
-// error here, before anything is written. It mounts nothing. It does not judge
+// error here, before anything is written. No error quotes a config: it may hold
+// secrets. It mounts nothing. It does not judge
 // what user-data asks for.
 package firstboot
 
@@ -33,6 +34,7 @@ import (
 var (
 	ErrNoPartition = errors.New("the image reserves no config partition")
 	ErrTooLarge    = errors.New("the config does not fit")
+	ErrMetaData    = errors.New("meta-data") // what is wrong follows, but nothing of what is in it
 )
 
 // Config is what one machine gets on top of the image. The zero value is a
@@ -110,7 +112,7 @@ func (c Config) metaData() ([]byte, error) {
 	m := map[string]any{}
 	if len(c.MetaData) > 0 {
 		if err := yaml.Unmarshal(c.MetaData, &m); err != nil {
-			return nil, fmt.Errorf("meta-data: %w", err)
+			return nil, fmt.Errorf("%w: %snot a mapping in YAML", ErrMetaData, position(err))
 		}
 	}
 	if m == nil {
@@ -120,7 +122,7 @@ func (c Config) metaData() ([]byte, error) {
 	set := func(key string, value any, given bool) error {
 		old, there := m[key]
 		if there && given && fmt.Sprint(old) != fmt.Sprint(value) {
-			return fmt.Errorf("meta-data: %s is %v there, and %v was asked for", key, old, value)
+			return fmt.Errorf("%w: %s is there, and another was asked for", ErrMetaData, key)
 		}
 		if !there && (given || key == "instance-id") {
 			m[key], complete = value, false
@@ -140,7 +142,18 @@ func (c Config) metaData() ([]byte, error) {
 	}
 	b, err := json.MarshalIndent(m, "", "  ")
 	if err != nil {
-		return nil, fmt.Errorf("meta-data: %w", err)
+		return nil, fmt.Errorf("%w: a value that JSON has not", ErrMetaData)
 	}
 	return append(b, '\n'), nil
+}
+
+// position is where YAML is wrong. The parser's own words are not passed on:
+// they quote lines, which may hold secrets.
+func position(err error) string {
+	e, ok := errors.AsType[yaml.Error](err)
+	if !ok || e.GetToken() == nil || e.GetToken().Position == nil {
+		return ""
+	}
+	p := e.GetToken().Position
+	return fmt.Sprintf("line %d, column %d: ", p.Line, p.Column)
 }

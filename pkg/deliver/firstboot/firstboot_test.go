@@ -106,7 +106,7 @@ func TestMetaData(t *testing.T) {
 		{name: "completed", config: firstboot.Config{MetaData: []byte("{a: 1}"), InstanceID: "job-7", Hostname: "h"},
 			want: map[string]any{"a": uint64(1), "instance-id": "job-7", "local-hostname": "h"}},
 		{name: "agrees", config: firstboot.Config{MetaData: []byte("instance-id: 7\n"), InstanceID: "7"}, want: map[string]any{"instance-id": uint64(7)}},
-		{name: "contradicts", config: firstboot.Config{MetaData: []byte("instance-id: a\n"), InstanceID: "b"}, err: "instance-id is a there"},
+		{name: "contradicts", config: firstboot.Config{MetaData: []byte("instance-id: a\n"), InstanceID: "b"}, err: "instance-id is there"},
 		{name: "no mapping", config: firstboot.Config{MetaData: []byte("- a\n")}, err: "meta-data"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -176,6 +176,22 @@ func TestRefused(t *testing.T) {
 	} {
 		if _, err := firstboot.Overlay(c.table, firstboot.Config{UserData: c.user}, epoch); !errors.Is(err, c.want) {
 			t.Errorf("%s: %v, want %v", name, err, c.want)
+		}
+	}
+}
+
+func TestErrorsTellNothingOfWhatIsInMetaData(t *testing.T) {
+	for meta, want := range map[string]string{
+		"a: b\npassword: hunter2\n bad: [\n": "meta-data: line 2, column 11: not a mapping in YAML",
+		"hunter2\n":                          "meta-data: line 1, column 1: not a mapping in YAML",
+		"- a\n- hunter2\n":                   "meta-data: line 1, column 1: not a mapping in YAML",
+		"a: *hunter2\n":                      "meta-data: ",
+		"local-hostname: hunter2\n":          "meta-data: local-hostname is there, and another was asked for",
+		"a: .inf\n":                          "meta-data: a value that JSON has not",
+	} {
+		_, err := firstboot.Overlay(table(512, 4<<20), firstboot.Config{MetaData: []byte(meta), Hostname: "db1"}, epoch)
+		if !errors.Is(err, firstboot.ErrMetaData) || !strings.HasPrefix(err.Error(), want) || strings.Contains(err.Error(), "hunter2") {
+			t.Errorf("%q: got %v, want %q", meta, err, want)
 		}
 	}
 }
