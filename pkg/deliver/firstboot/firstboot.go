@@ -9,8 +9,7 @@
 // partition is replaced as a whole, so that nothing of an earlier config is
 // left in it, and that a config without its place, or too large for it, is an
 // error here, before anything is written. No error quotes a config: it may hold
-// secrets. It mounts nothing. It does not judge
-// what user-data asks for.
+// secrets. It mounts nothing. It does not judge what user-data asks for.
 package firstboot
 
 import (
