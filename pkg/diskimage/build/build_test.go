@@ -321,3 +321,24 @@ func TestACancelledBuildStops(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 }
+
+func TestAMountBelowAMountHoldsItsOwnTree(t *testing.T) {
+	inner := "    - {name: www, type: data, filesystem: ext4, size: 64MiB, mount: /srv/www}\n"
+	for name, with := range map[string]string{
+		"the outer first": strings.Replace(text, "    - {name: root", inner+"    - {name: root", 1),
+		"the inner first": strings.Replace(text, "    - {name: srv", inner+"    - {name: srv", 1),
+	} {
+		im := make1(t, load(t, with), options(t))
+		for _, p := range im.Table.Partitions {
+			for path, on := range map[string]string{"/index.html": "www", "/www/index.html": "srv", "/srv/www/index.html": "root"} {
+				if p.Name != on {
+					continue
+				}
+				_, err := foreign.ReadFile(im.Disk, p, 512, path, 1<<20)
+				if (err == nil) != (on == "www") {
+					t.Errorf("%s: %s on %s: %v", name, path, on, err)
+				}
+			}
+		}
+	}
+}

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/imgpipe/imgpipe/pkg/diskimage"
@@ -66,11 +67,19 @@ func (b *builder) layout(context.Context) error {
 }
 
 // split gives each partition the tree it holds, nil for none. What lies below
-// the mount point of a data partition moves there from the root.
+// the mount point of a data partition moves there from the root; mounts within
+// others go first, or the others would take theirs along.
 func (b *builder) split() ([]*tree.Tree, error) {
-	trees := make([]*tree.Tree, len(b.recipe.Disk.Partitions))
+	parts := b.recipe.Disk.Partitions
+	order := make([]int, len(parts))
+	for i := range order {
+		order[i] = i
+	}
+	slices.SortStableFunc(order, func(i, j int) int { return strings.Compare(parts[j].Mount, parts[i].Mount) })
+	trees := make([]*tree.Tree, len(parts))
 	var err error
-	for i, p := range b.recipe.Disk.Partitions {
+	for _, i := range order {
+		p := parts[i]
 		switch diskimage.Role(p.Type) {
 		case diskimage.RoleRoot:
 			trees[i] = b.tree
