@@ -217,8 +217,10 @@ func (a *applier) mountPoints() {
 		field := fmt.Sprintf("disk.partitions[%d].mount", i)
 		if !path.IsAbs(p.Mount) || path.Clean(p.Mount) != p.Mount {
 			a.fail(field, "%q is not an absolute clean path", p.Mount)
-		} else if _, err := a.mkdir(p.Mount, 0o755, 0, 0); err != nil {
+		} else if real, err := a.mkdir(p.Mount, 0o755, 0, 0); err != nil {
 			a.fail(field, "%v", err)
+		} else if real != p.Mount {
+			a.fail(field, "%s is a link to %s in this image: mount it there", p.Mount, real)
 		}
 	}
 }

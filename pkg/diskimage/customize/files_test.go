@@ -132,7 +132,7 @@ func TestFileMistakes(t *testing.T) {
 	if err := os.MkdirAll(filepath.Join(host, "d/etc/passwd"), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	tr := base(t, map[string]string{"/loop": "-> loop"})
+	tr := base(t, map[string]string{"/loop": "-> loop", "/alias": "-> srv"})
 	wantMistakes(t, mistakes(t, tr, &recipe.Recipe{
 		Remove: []string{"relative/*", "/nothing/like/it"},
 		Files: []recipe.File{
@@ -145,7 +145,7 @@ func TestFileMistakes(t *testing.T) {
 			{Path: "/", Source: filepath.Join(host, "d")},
 			{Path: "/x", Source: os.DevNull},
 		},
-		Disk: recipe.Disk{Partitions: []recipe.Partition{{Mount: "/"}, {Mount: "/etc/passwd"}, {Mount: "data"}}},
+		Disk: recipe.Disk{Partitions: []recipe.Partition{{Mount: "/"}, {Mount: "/etc/passwd"}, {Mount: "data"}, {Mount: "/alias/x"}}},
 	}),
 		"remove[0]: not absolute",
 		"files[0].path: /etc is a directory, and a file does not replace it",
@@ -158,6 +158,7 @@ func TestFileMistakes(t *testing.T) {
 		"files[7].source: is a character device",
 		"disk.partitions[1].mount: not a directory",
 		"disk.partitions[2].mount: not an absolute clean path",
+		"disk.partitions[3].mount: /srv/x in this image",
 	)
 }
 
