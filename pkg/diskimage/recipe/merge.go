@@ -35,10 +35,9 @@ func merge(s *shape, base, over *node) *node {
 
 // mergeMap lays the entries of over on those that out has.
 func mergeMap(s *shape, out, over *node) {
-	if s != nil && slices.ContainsFunc(s.oneOf, func(key string) bool { return over.get(key) != nil }) {
-		out.entries = slices.DeleteFunc(out.entries, func(e entry) bool {
-			return slices.Contains(s.oneOf, e.key) && over.get(e.key) == nil
-		})
+	if s != nil {
+		replaceRivals(s.oneOf, out, over)
+		replaceRivals(s.rivals, out, over)
 	}
 	for _, e := range over.entries {
 		child := s.child(e.key)
@@ -48,6 +47,16 @@ func mergeMap(s *shape, out, over *node) {
 		}
 		out.entries = append(out.entries, entry{key: e.key, pos: e.pos, value: merge(child, nil, e.value)})
 	}
+}
+
+// replaceRivals drops the keys of out that exclude what over gives.
+func replaceRivals(keys []string, out, over *node) {
+	if !slices.ContainsFunc(keys, func(key string) bool { return over.get(key) != nil }) {
+		return
+	}
+	out.entries = slices.DeleteFunc(out.entries, func(e entry) bool {
+		return slices.Contains(keys, e.key) && over.get(e.key) == nil
+	})
 }
 
 // mergeList lays the items of over on those that out has. Scalars are the same

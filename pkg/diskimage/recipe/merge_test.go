@@ -22,6 +22,23 @@ func mustLoad(t *testing.T, files map[string]string, set map[string]string) *Rec
 	return r
 }
 
+func TestSizeAndFreeReplaceEachOther(t *testing.T) {
+	const base = "extends: ok.yaml\ndisk: {partitions: [{name: root, free: 10%}, {name: root2, type: data, filesystem: ext4, size: 2GiB}]}\n"
+	r := mustLoad(t, map[string]string{"base.yaml": base, "recipe.yaml": "extends: base.yaml\n" +
+		"disk: {partitions: [{name: root, size: 4GiB, grow: false}, {name: root2, free: 30%}]}\n"}, nil)
+	for _, p := range r.Disk.Partitions {
+		want := map[string][2]int64{"root": {4 << 30, 0}, "root2": {0, 30}}
+		if w, ok := want[p.Name]; ok && (p.Size != w[0] || p.FreePercent != int(w[1])) {
+			t.Errorf("%s: size %d, free %d %%; want %v", p.Name, p.Size, p.FreePercent, w)
+		}
+	}
+	m := fstest.MapFS{"ok.yaml": {Data: []byte(okRecipe)}, "recipe.yaml": {Data: []byte(
+		"extends: ok.yaml\ndisk: {partitions: [{name: root, size: 4GiB, free: 10%}]}\n")}}
+	if _, err := loadFS(m, "recipe.yaml", nil); err == nil || !strings.Contains(err.Error(), "no meaning with a fixed size") {
+		t.Errorf("both in one file: %v", err)
+	}
+}
+
 func TestExtendsMerges(t *testing.T) {
 	r := mustLoad(t, map[string]string{
 		"base.yaml": `extends: ok.yaml

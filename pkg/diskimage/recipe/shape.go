@@ -18,6 +18,7 @@ type shape struct {
 	key    string       // of a list of maps: the field that names an item
 	fields []*field     // of a map
 	oneOf  []string     // of a map: fields that exclude each other; one is required
+	rivals []string     // of a map: fields of which a later file replaces all by those it gives
 	noun   string       // of a list: what an item is called in messages
 }
 

@@ -124,7 +124,7 @@ var diskShape = &shape{kind: mapping, fields: []*field{
 	{name: "partitions", doc: "Partitions in disk order.", required: true, shape: manyMaps("partition", "name", partitionShape)},
 }}
 
-var partitionShape = &shape{kind: mapping, fields: []*field{
+var partitionShape = &shape{kind: mapping, rivals: []string{"size", "free"}, fields: []*field{
 	{name: "name", doc: "GPT name.", required: true,
 		shape: one(matching("a partition name: A-Z, a-z, 0-9, ., _ and -, a letter or digit first", `[A-Za-z0-9][A-Za-z0-9._-]*`, 36))},
 	{name: "type", doc: "What the partition is for.", required: true, shape: one(oneWord("esp", "config", "root", "data"))},
