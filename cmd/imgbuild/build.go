@@ -90,6 +90,18 @@ func runBuild(c *cli.Context) (err error) {
 		return err
 	}
 
+	// Where the results go is looked at before minutes are spent on them.
+	if path := c.String("raw"); path != "" {
+		if err := exportable(path); err != nil {
+			return err
+		}
+	}
+	dir, err := oci.CreateDir(c.Context, ref.Dir)
+	if err != nil {
+		return ui.Fail(ui.ExitTarget, fmt.Errorf("--output %s: %w", out, err), "")
+	}
+	defer func() { err = errors.Join(err, dir.Close()) }()
+
 	steps := &buildSteps{talk: talk}
 	image, err := build.Build(c.Context, r, build.Options{
 		CacheDir: cache, WorkDir: c.String("scratch"), Refresh: c.Bool("refresh"),
@@ -100,11 +112,6 @@ func runBuild(c *cli.Context) (err error) {
 	}
 	defer func() { err = errors.Join(err, image.Close()) }()
 
-	dir, err := oci.CreateDir(c.Context, ref.Dir)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, dir.Close()) }()
 	packed, err := pack(c, talk, dir, ref, r, image, level)
 	if err != nil {
 		return err

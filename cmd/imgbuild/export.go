@@ -49,10 +49,22 @@ Without imgbuild, any OCI client and zstd do the same: see docs/format.md.`,
 	}
 }
 
+// exportable checks that a raw disk may be written to path.
+func exportable(path string) error {
+	info, err := os.Stat(path)
+	if err == nil && !info.Mode().IsRegular() {
+		return ui.Fail(ui.ExitTarget, fmt.Errorf("%s is not a regular file", path), "imgpush write puts an image onto a device")
+	}
+	if _, err := os.Stat(filepath.Dir(path)); err != nil {
+		return ui.Fail(ui.ExitTarget, fmt.Errorf("export to %s: %w", path, errors.Unwrap(err)), "")
+	}
+	return nil
+}
+
 // exportRaw writes the artifact's disk to path, which appears whole or not at all.
 func exportRaw(c *cli.Context, talk *ui.Talk, a *oci.Artifact, path string) (err error) {
-	if info, err := os.Stat(path); err == nil && !info.Mode().IsRegular() {
-		return ui.Fail(ui.ExitTarget, fmt.Errorf("%s is not a regular file", path), "imgpush write puts an image onto a device")
+	if err := exportable(path); err != nil {
+		return err
 	}
 	f, err := createBeside(path)
 	if err != nil {
