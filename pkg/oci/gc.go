@@ -31,8 +31,21 @@ func (d *Dir) GC() (report GCReport, err error) {
 		return report, ErrInUse
 	}
 	defer d.mu.Unlock()
+	// One collector at a time, and none while index.json changes.
+	alone, err := os.Open(d.path)
+	if err != nil {
+		return report, err
+	}
+	defer alone.Close()
+	if err := tryFlock(alone, unix.LOCK_EX); err != nil {
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			err = ErrInUse
+		}
+		return report, err
+	}
 	// Turning the shared lock into an exclusive one drops it if that fails, so
-	// it is taken again; whoever slipped in between is why it failed.
+	// it is taken again. Whoever slipped in between has a shared one: only a
+	// collector asks for more, and there is no other.
 	if err := tryFlock(d.lock, unix.LOCK_EX); err != nil {
 		if again := tryFlock(d.lock, unix.LOCK_SH); again != nil {
 			return report, fmt.Errorf("lock %s: %w", d.path, again)
