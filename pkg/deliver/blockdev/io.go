@@ -90,9 +90,13 @@ func (d *Disk) writeOdd(p []byte, off int64) (int, error) {
 	return n, err
 }
 
-// forget asks the kernel to drop clean pages.
+// forget asks the kernel to drop clean pages. Those that e covers in part it
+// would keep, and it caches up to 2 MiB as one (large folios).
 func (d *Disk) forget(e diskimage.Extent) error {
-	if err := unix.Fadvise(int(d.file.Fd()), e.Off, e.Len, unix.FADV_DONTNEED); err != nil {
+	const folio = 2 << 20
+	off := e.Off / folio * folio
+	end := (e.End() + folio - 1) / folio * folio
+	if err := unix.Fadvise(int(d.file.Fd()), off, end-off, unix.FADV_DONTNEED); err != nil {
 		return fmt.Errorf("drop cached pages: %w", err)
 	}
 	return nil
