@@ -92,6 +92,11 @@ func (a *applier) clear(ctx context.Context) error {
 		if err := a.flush(); err != nil {
 			return err
 		}
+		if i == 0 { // a worn-out medium takes writes and forgets them
+			if err := a.compare(late{Extent: e}); err != nil {
+				return err
+			}
+		}
 		a.state = StateNotBootable
 	}
 	return nil
@@ -183,7 +188,8 @@ func (a *applier) putBoot(boot []byte, sector int64) error {
 		a.state = StateComplete
 		return nil
 	}
-	if a.put(zeroBlock[:sector], 0) == nil && a.flush() == nil {
+	cleared := late{Extent: diskimage.Extent{Len: sector}}
+	if a.put(zeroBlock[:sector], 0) == nil && a.flush() == nil && a.compare(cleared) == nil {
 		a.state = StateNotBootable
 	}
 	return err

@@ -361,6 +361,32 @@ func TestBootSectorThatDoesNotStickIsClearedAgain(t *testing.T) {
 	}
 }
 
+// TestDeadDiskIsNotSaidToNotBoot writes to a medium that takes writes and
+// forgets them, from the first or from the last one to LBA 0 on: what was there
+// boots on, and nobody may be told that it does not.
+func TestDeadDiskIsNotSaidToNotBoot(t *testing.T) {
+	for _, from := range []int{1, 5} {
+		s := newScene(t, 512, 8*mib)
+		before := bootable(t, s.size, 512)
+		disk := delivertest.NewDisk(before, 512)
+		plan := s.plan(t, disk)
+		flushes := 0
+		disk.AfterFlush = func(medium []byte) {
+			if flushes++; flushes >= from {
+				copy(medium[:512], before)
+			}
+		}
+		report, err := deliver.Apply(ctx, plan, s.source, disk, deliver.Options{})
+		e, ok := errors.AsType[*deliver.Error](err)
+		if !ok || e.Problem != deliver.ProblemMismatch || e.State != deliver.StateUnsure || report.State != deliver.StateUnsure {
+			t.Errorf("from flush %d on: %v, %s", from, err, report.State)
+		}
+		if from == 1 && !bytes.Equal(disk.Content(), before) {
+			t.Error("went on writing to a disk whose LBA 0 is not cleared")
+		}
+	}
+}
+
 // TestStaleHeadersGo leaves backup GPTs of former disks beyond the image: where
 // an old primary says its backup is, and at the last LBA.
 func TestStaleHeadersGo(t *testing.T) {
