@@ -387,6 +387,36 @@ func TestDeadDiskIsNotSaidToNotBoot(t *testing.T) {
 	}
 }
 
+// TestUnreadableSectorsHeal writes to disks with a sector that cannot be read
+// until it is written, as a power cut leaves it: in the table, a loader, data,
+// zeros, the backup; on a disk of other bytes, and on one that is the image
+// already.
+func TestUnreadableSectorsHeal(t *testing.T) {
+	s := newScene(t, 512, 8*mib)
+	for _, before := range [][]byte{dirty(s.size), bootable(t, s.size, 512), s.expected(t, dirty(s.size))} {
+		for _, bad := range []int64{0, 512, 600 << 10, mib, 2*mib + 512, 3 * mib, 4*mib - 512, 8*mib - 33*512, 8*mib - 512} {
+			disk := delivertest.NewDisk(before, 512)
+			sector := diskimage.Extent{Off: bad, Len: 512}
+			disk.Fault = func(op delivertest.Op) error {
+				switch {
+				case !op.Overlaps(sector):
+				case op.Kind == delivertest.Read && sector.Len > 0:
+					return errors.New("medium error")
+				default:
+					sector.Len = 0
+				}
+				return nil
+			}
+			report, err := deliver.Apply(ctx, s.plan(t, disk), s.source, disk, deliver.Options{})
+			if err != nil || report.State != deliver.StateComplete {
+				t.Errorf("sector at %d: %v", bad, err)
+				continue
+			}
+			equalDisks(t, "disk", disk.Content(), s.expected(t, before))
+		}
+	}
+}
+
 // TestStaleHeadersGo leaves backup GPTs of former disks beyond the image: where
 // an old primary says its backup is, and at the last LBA.
 func TestStaleHeadersGo(t *testing.T) {

@@ -37,7 +37,9 @@ const samples = 128
 // Look finds what of want the target already holds, by hashing it in place,
 // past caches where the target can. It first tries samples, the first chunks
 // of the body among them, and stops when none is there. Runs of zeros are read
-// only where all data was found: to know that there is nothing to do.
+// only where all data was found: to know that there is nothing to do. What
+// cannot be read is not there: a sector that a power cut tore heals when it is
+// written. A target that cannot be read at either end is refused.
 func Look(ctx context.Context, want *Want, target Target, opts Options) (*Have, error) {
 	h, err := look(ctx, want, target, opts)
 	return h, finish(ctx, err, StateUntouched)
@@ -62,7 +64,7 @@ func look(ctx context.Context, w *Want, target Target, opts Options) (*Have, err
 			data = append(data, i)
 		}
 	}
-	s := scanner{want: w, meter: m, workers: opts.workers()}
+	s := scanner{want: w, meter: m, workers: opts.workers(), tolerant: true}
 	s.from, _ = reread(target)
 	start := m.Looked.Load()
 	defer func() { h.looked = m.Looked.Load() - start }()
@@ -168,12 +170,10 @@ func lookTable(w *Want, target Target) (before TableSummary, stale []diskimage.E
 		return b, nil
 	}
 	candidates := []int64{w.target.Size - sector}
+	var unreadable error // the primary header
 	if w.target.Size > 2*sector {
-		header, err := at(sector)
-		if err != nil {
-			return before, nil, err
-		}
-		if bytes.HasPrefix(header, gptSignature) {
+		var header []byte
+		if header, unreadable = at(sector); bytes.HasPrefix(header, gptSignature) {
 			before = summarizeDisk(target)
 			if lba := binary.LittleEndian.Uint64(header[32:]); lba < uint64(w.target.Size/sector) {
 				candidates = append(candidates, int64(lba)*sector)
@@ -185,10 +185,10 @@ func lookTable(w *Want, target Target) (before TableSummary, stale []diskimage.E
 			continue
 		}
 		b, err := at(off)
-		if err != nil {
-			return before, nil, err
+		if err != nil && unreadable != nil {
+			return before, nil, unreadable
 		}
-		if bytes.HasPrefix(b, gptSignature) {
+		if err != nil || bytes.HasPrefix(b, gptSignature) {
 			stale = append(stale, diskimage.Extent{Off: off, Len: sector})
 		}
 	}

@@ -29,6 +29,7 @@ type scanner struct {
 	workers     int
 	holes       []diskimage.Extent // known zeros that need no reading
 	stopAtFirst bool               // one difference is enough
+	tolerant    bool               // what cannot be read is a difference
 	differs     func(diskimage.Extent)
 	count       func(n int64) // nil: as looked
 }
@@ -75,7 +76,8 @@ func (s *scanner) scan(ctx context.Context, todo []int, sample func(diskimage.Ex
 			buf := make([]byte, max(ioSize, s.want.index.ChunkSize))
 			for sp := range spans {
 				b := buf[:sp.Len]
-				if err := readFull(s.from, b, sp.Off); err != nil {
+				err := readFull(s.from, b, sp.Off)
+				if err != nil && !s.tolerant {
 					return faultf(ProblemWrite, "%s: read: %w", s.want.where(sp.Extent), err)
 				}
 				if s.count != nil {
@@ -86,7 +88,7 @@ func (s *scanner) scan(ctx context.Context, todo []int, sample func(diskimage.Ex
 				for _, i := range sp.pieces {
 					p := s.want.pieces[i]
 					part := p.Intersect(sp.Extent)
-					if s.want.matches(p, b[part.Off-sp.Off:][:part.Len]) {
+					if err == nil && s.want.matches(p, b[part.Off-sp.Off:][:part.Len]) {
 						continue
 					}
 					mu.Lock()

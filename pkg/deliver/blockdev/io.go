@@ -185,10 +185,8 @@ func (d *Disk) zeroByWriting(e diskimage.Extent) error {
 	from, _ := d.Reread()
 	for off := e.Off; off < e.End(); {
 		b := (*buf)[:min(int64(bounceSize), e.End()-off)]
-		if n, err := from.ReadAt(b, off); n < len(b) {
-			return fmt.Errorf("read before zeroing: %w", err)
-		}
-		if !bytes.Equal(b, (*zeros)[:len(b)]) {
+		// What cannot be read is not zeros; a torn sector heals when written.
+		if n, _ := from.ReadAt(b, off); n < len(b) || !bytes.Equal(b, (*zeros)[:len(b)]) {
 			if _, err := d.WriteAt((*zeros)[:len(b)], off); err != nil {
 				return err
 			}
