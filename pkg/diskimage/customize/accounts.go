@@ -173,7 +173,7 @@ func resolveID(d *database, what, s string) (uint32, error) {
 	if id, ok := parseID(s); ok {
 		return id, nil
 	}
-	return 0, fmt.Errorf("no %s %q in %s%s", what, s, d.path, didYouMean(s, d.names()))
+	return 0, fmt.Errorf("no %s %q in %s%s", what, s, d.path, recipe.Nearest(s, d.names()))
 }
 
 // hashes are the forms of crypt(5) that still hold, "!" and "*" for none, and a

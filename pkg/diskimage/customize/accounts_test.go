@@ -224,8 +224,8 @@ func TestAccountMistakes(t *testing.T) {
 		"groups[0].name: no name for a group", "groups[1].gid: group sudo exists with the ID 27", "groups[2].gid: 27 is the ID of group sudo",
 		"users[0].name: no name for a user",
 		"users[1].uid: 998 is the ID of user systemd-network",
-		`users[2].groups[0]: no group "sudp"; did you mean sudo?`,
-		"users[3].shell: /bin/bsah is not in the image; did you mean bash?",
+		`users[2].groups[0]: no group "sudp"; did you mean "sudo"?`,
+		`users[3].shell: /bin/bsah is not in the image; did you mean "bash"?`,
 		"users[4].passwordHash: not a hash", "users[5].passwordHash: not a hash",
 		"users[6].gecos: a colon", "users[6].home: not an absolute path",
 		"users[7].authorizedKeys[0]: one line",
@@ -234,7 +234,7 @@ func TestAccountMistakes(t *testing.T) {
 		"users[10].uid: exists with the ID 1", "users[10].group: exists with the primary group 1", "users[10].home: exists with the home /usr/sbin",
 		"users[11].home: not a directory",
 		"users[13].uid: 1234 is the ID of user l",
-		`files[0].owner: no user "opps"`, `files[1].owner: no group "sud" in /etc/group; did you mean sudo?`,
+		`files[0].owner: no user "opps"`, `files[1].owner: no group "sud" in /etc/group; did you mean "sudo"?`,
 	)
 }
 

@@ -19,13 +19,10 @@
 package customize
 
 import (
-	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
 	"path"
-	"slices"
-	"strings"
 
 	"github.com/imgpipe/imgpipe/pkg/diskimage"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/recipe"
@@ -59,9 +56,7 @@ func Apply(t *tree.Tree, r *recipe.Recipe) error {
 	if len(a.errs) == 0 {
 		return nil
 	}
-	slices.SortStableFunc(a.errs, func(x, y *recipe.Error) int {
-		return cmp.Or(strings.Compare(x.Pos.File, y.Pos.File), cmp.Compare(x.Pos.Line, y.Pos.Line), cmp.Compare(x.Pos.Col, y.Pos.Col))
-	})
+	a.errs.Sort()
 	return a.errs
 }
 
@@ -171,41 +166,6 @@ func (a *applier) mkdir(p string, mode uint16, uid, gid uint32) (string, error) 
 		return real, nil
 	}
 	return real, a.t.Put(real, &tree.Inode{Kind: tree.Dir, Mode: mode, UID: uid, GID: gid, MTime: a.r.Epoch})
-}
-
-// didYouMean returns "; did you mean X?" for the name nearest to got, or "".
-func didYouMean(got string, names []string) string {
-	best, least := "", 1+len(got)/3
-	for _, name := range slices.Sorted(slices.Values(names)) {
-		if d := distance(got, name); d <= least && (best == "" || d < least) {
-			best, least = name, d
-		}
-	}
-	if best == "" || best == got {
-		return ""
-	}
-	return fmt.Sprintf("; did you mean %s?", best)
-}
-
-// distance is Levenshtein's, over bytes.
-func distance(a, b string) int {
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := range len(a) {
-		diagonal := row[0]
-		row[0] = i + 1
-		for j := range len(b) {
-			change := diagonal
-			if a[i] != b[j] {
-				change++
-			}
-			diagonal = row[j+1]
-			row[j+1] = min(change, row[j]+1, diagonal+1)
-		}
-	}
-	return row[len(b)]
 }
 
 // mountPoints makes the directories that Fstab mounts partitions on.

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"path"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -265,16 +264,4 @@ func treeLinks(tr *tree.Tree, below string) (links []string) {
 	}
 	slices.Sort(links)
 	return links
-}
-
-func TestDidYouMean(t *testing.T) {
-	for _, c := range []struct{ got, want string }{
-		{"sshd.service", "; did you mean ssh.service?"},
-		{"shs.service", "; did you mean ssh.service?"},
-		{"nothing-like-it.service", ""},
-	} {
-		if got := didYouMean(c.got, []string{"cron.service", "ssh.service", path.Base("/x/y.timer")}); got != c.want {
-			t.Errorf("didYouMean(%q) = %q, want %q", c.got, got, c.want)
-		}
-	}
 }

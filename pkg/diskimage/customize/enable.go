@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/imgpipe/imgpipe/pkg/diskimage/recipe"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/tree"
 )
 
@@ -233,7 +234,7 @@ func (u *units) missing(name unitName) error {
 			}
 		}
 	}
-	return fmt.Errorf("no unit %s in the image%s", name, didYouMean(name.String(), known))
+	return fmt.Errorf("no unit %s in the image%s", name, recipe.Nearest(name.String(), known))
 }
 
 // notInstallable says why there is nothing to enable or disable.

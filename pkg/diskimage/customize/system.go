@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/imgpipe/imgpipe/pkg/diskimage/recipe"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/tree"
 )
 
@@ -113,7 +114,7 @@ func (a *applier) timezone() {
 		for i := range names {
 			names[i] = dir + names[i]
 		}
-		a.fail("timezone", "no zone %q in %s%s", zone, zoneinfo, didYouMean(zone, names))
+		a.fail("timezone", "no zone %q in %s%s", zone, zoneinfo, recipe.Nearest(zone, names))
 		return
 	}
 	if err == nil {

@@ -50,7 +50,7 @@ func TestTimezone(t *testing.T) {
 	wantFile(t, bare, "/etc/timezone", "UTC\n")
 
 	for zone, want := range map[string]string{
-		"Europe/Berln": "did you mean Europe/Berlin?", "Europe": "no zone", "tzdata.zi": "no zone", "../../../etc/passwd": "no name", "/x": "no name",
+		"Europe/Berln": `did you mean "Europe/Berlin"?`, "Europe": "no zone", "tzdata.zi": "no zone", "../../../etc/passwd": "no name", "/x": "no name",
 	} {
 		wantMistakes(t, mistakes(t, base(t, zones), &recipe.Recipe{Timezone: zone}), "timezone: "+want)
 	}

@@ -216,7 +216,7 @@ func TestSystemctlRefuses(t *testing.T) {
 	materialize(t, newTree(t, files), dir)
 	for unit, want := range map[string]string{
 		"gone.service":       "no unit gone.service in the image",
-		"shs.service":        "did you mean ssh.service?",
+		"shs.service":        `did you mean "ssh.service"?`,
 		"static.service":     "no [Install] section",
 		"alsostatic.service": "nothing in [Install] but Also=",
 		"onlydef@.service":   "no [Install] section",
@@ -367,7 +367,7 @@ func TestSystemdConflicts(t *testing.T) {
 		"systemd.mask[1]: no unit nonsense.service",
 		"systemd.mask[2]: a mask does not replace it",
 		"systemd.mask[3]: mask that instead",
-		"systemd.defaultTarget: did you mean multi-user.target?",
+		`systemd.defaultTarget: did you mean "multi-user.target"?`,
 	)
 }
 

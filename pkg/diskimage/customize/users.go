@@ -47,7 +47,7 @@ func (a *applier) users(db *accounts) {
 		}
 		for j, g := range u.Groups {
 			if db.group.get(g) == nil {
-				a.fail(fmt.Sprintf("%s.groups[%d]", field, j), "no group %q%s", g, didYouMean(g, db.group.names()))
+				a.fail(fmt.Sprintf("%s.groups[%d]", field, j), "no group %q%s", g, recipe.Nearest(g, db.group.names()))
 				continue
 			}
 			db.group.addMember(g, u.Name, 3)
@@ -220,7 +220,7 @@ func (a *applier) shells(db *accounts) {
 		}
 		if a.stat(shell) == nil {
 			dir := path.Dir(shell)
-			a.fail(fmt.Sprintf("users[%d].shell", i), "%s is not in the image%s", shell, didYouMean(path.Base(shell), a.children(dir)))
+			a.fail(fmt.Sprintf("users[%d].shell", i), "%s is not in the image%s", shell, recipe.Nearest(path.Base(shell), a.children(dir)))
 		}
 	}
 }

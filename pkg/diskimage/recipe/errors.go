@@ -72,6 +72,13 @@ func (e Errors) Error() string {
 	return strings.Join(lines, "\n")
 }
 
+// Sort orders mistakes by position, and those of one position as they were found.
+func (e Errors) Sort() {
+	slices.SortStableFunc(e, func(a, b *Error) int {
+		return cmp.Or(strings.Compare(a.Pos.File, b.Pos.File), cmp.Compare(a.Pos.Line, b.Pos.Line), cmp.Compare(a.Pos.Col, b.Pos.Col))
+	})
+}
+
 // Unwrap returns each mistake, for errors.Is and errors.As.
 func (e Errors) Unwrap() []error {
 	out := make([]error, len(e))
@@ -127,9 +134,7 @@ func (m *mistakes) err() error {
 	if len(m.list) == 0 {
 		return nil
 	}
-	slices.SortStableFunc(m.list, func(a, b *Error) int {
-		return cmp.Or(strings.Compare(a.Pos.File, b.Pos.File), cmp.Compare(a.Pos.Line, b.Pos.Line), cmp.Compare(a.Pos.Col, b.Pos.Col))
-	})
+	m.list.Sort()
 	if m.more > 0 {
 		last := m.list[len(m.list)-1]
 		m.list = append(m.list, &Error{Pos: Pos{File: last.Pos.File}, Problem: fmt.Sprintf("%d more mistakes are not shown", m.more)})

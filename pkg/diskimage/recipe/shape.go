@@ -94,7 +94,7 @@ func (s *scalarShape) read(n *node) (v any, problem string) {
 	switch {
 	case s.enum != nil:
 		if !slices.Contains(s.enum, n.text) {
-			return nil, fmt.Sprintf("%q is not %s%s", clip(n.text), s.want, nearest(n.text, s.enum))
+			return nil, fmt.Sprintf("%q is not %s%s", clip(n.text), s.want, Nearest(n.text, s.enum))
 		}
 	case s.max > 0 && utf8.RuneCountInString(n.text) > s.max:
 		return nil, fmt.Sprintf("%q is longer than %d characters", clip(n.text), s.max)

@@ -8,7 +8,7 @@ import (
 // didYouMean returns what to say after "unknown …": the nearest of the known
 // names, or all of them if none is near and they are few.
 func didYouMean(name string, known []string) string {
-	if s := nearest(name, known); s != "" {
+	if s := Nearest(name, known); s != "" {
 		return s
 	}
 	if len(known) == 0 || len(known) > 12 {
@@ -17,9 +17,9 @@ func didYouMean(name string, known []string) string {
 	return "; known are " + strings.Join(known, ", ")
 }
 
-// nearest returns "; did you mean …?" with the known name that is nearest to
-// name, or "" if none is near.
-func nearest(name string, known []string) string {
+// Nearest returns `; did you mean "…"?`, to be put behind a message about an
+// unknown name, with the known name that is nearest to it, or "" if none is near.
+func Nearest(name string, known []string) string {
 	plain := strings.NewReplacer("_", "", "-", "", " ", "")
 	folded := plain.Replace(strings.ToLower(name))
 	best, least := "", max(1, len(name)/3)+1
