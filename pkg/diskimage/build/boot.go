@@ -21,7 +21,7 @@ func (b *builder) boot(context.Context) error {
 	r := b.recipe
 	k, err := boot.Find(b.tree, r.Arch)
 	if err != nil {
-		return b.locate(err)
+		return err
 	}
 	b.image.Record.Kernel = k.Version
 	uki, err := k.UKI(b.tree, b.cmdline())

@@ -20,6 +20,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -176,6 +177,46 @@ func (b *builder) packages(ctx context.Context) error {
 		return fmt.Errorf("%s: %w", res.Tar, err)
 	}
 	return nil
+}
+
+// locate gives each package that the archive does not have its place in the
+// recipe; other errors it leaves alone.
+func (b *builder) locate(err error) error {
+	var out recipe.Errors
+	for _, e := range unknown(err) {
+		field := "packages"
+		i := slices.Index(b.recipe.Packages, e.Name)
+		if i < 0 { // without its :arch, =version or /suite
+			i = slices.IndexFunc(b.recipe.Packages, func(p string) bool {
+				rest, ok := strings.CutPrefix(p, e.Name)
+				return ok && strings.IndexAny(rest, ":=/") == 0
+			})
+		}
+		if i >= 0 {
+			field = fmt.Sprintf("packages[%d]", i)
+		}
+		out = append(out, b.recipe.Errorf(field, "%v", e))
+	}
+	if len(out) == 0 {
+		return err
+	}
+	out.Sort()
+	return out
+}
+
+// unknown returns all errors of their kind in a tree of errors.
+func unknown(err error) (out []*packages.UnknownPackageError) {
+	switch e := err.(type) {
+	case *packages.UnknownPackageError:
+		return append(out, e)
+	case interface{ Unwrap() []error }:
+		for _, e := range e.Unwrap() {
+			out = append(out, unknown(e)...)
+		}
+	case interface{ Unwrap() error }:
+		return unknown(e.Unwrap())
+	}
+	return out
 }
 
 // packageEvent passes on what the package manager does.

@@ -3,6 +3,8 @@ package build
 import (
 	"bytes"
 	"context"
+	"errors"
+	"fmt"
 	"io"
 	"os"
 	"os/exec"
@@ -288,14 +290,43 @@ func recipeErrorOf(err error) (*recipe.Error, bool) {
 	}
 }
 
-func TestAnUnknownPackageIsAMistakeAtItsLine(t *testing.T) {
-	o := options(t)
-	o.debian = func(context.Context, packages.Request, packages.Options) (*packages.Result, error) {
-		return nil, &packages.UnknownPackageError{Name: "bad"}
+func TestUnknownPackagesAreMistakesAtTheirLines(t *testing.T) {
+	unknown := func(names ...string) error {
+		var errs []error
+		for _, name := range names {
+			errs = append(errs, &packages.UnknownPackageError{Name: name, Suite: "bookworm"})
+		}
+		return fmt.Errorf("debian: %w", errors.Join(errs...))
 	}
-	_, err := Build(t.Context(), load(t, text), o)
-	if e, ok := recipeErrorOf(err); !ok || e.Field != "packages[1]" || e.Pos.Line != 8 {
-		t.Errorf("got %v", err)
+	with := strings.Replace(text, "[good, bad=1]", "[good, bad=1, foreign:arm64, new/sid]", 1)
+	for _, c := range []struct {
+		err    error
+		fields string // of the mistakes; "" where it comes back as it is
+	}{
+		{unknown("bad"), "packages[1]"},
+		{unknown("bad=1"), "packages[1]"},
+		{unknown("foreign"), "packages[2]"},
+		{unknown("new/sid", "foreign:arm64", "bad"), "packages[1] packages[2] packages[3]"},
+		{unknown("bad", "goo"), "packages packages[1]"}, // that one is not the recipe's own
+		{errors.New("no network"), ""},
+	} {
+		o := options(t)
+		o.debian = func(context.Context, packages.Request, packages.Options) (*packages.Result, error) { return nil, c.err }
+		_, err := Build(t.Context(), load(t, with), o)
+		var fields []string
+		errs, ok := errors.AsType[recipe.Errors](err)
+		for _, e := range errs {
+			fields = append(fields, e.Field)
+			if e.Pos.Line != 8 {
+				t.Errorf("%v: at line %d", c.err, e.Pos.Line)
+			}
+		}
+		if !ok && !errors.Is(err, c.err) {
+			t.Errorf("%v became %v", c.err, err)
+		}
+		if got := strings.Join(fields, " "); got != c.fields {
+			t.Errorf("%v: mistakes of %q, want %q", c.err, got, c.fields)
+		}
 	}
 }
 

@@ -14,7 +14,6 @@ import (
 	"github.com/imgpipe/imgpipe/pkg/diskimage/mkfs/ext4"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/mkfs/fat"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/nocloud"
-	"github.com/imgpipe/imgpipe/pkg/diskimage/packages"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/recipe"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/tree"
 )
@@ -156,18 +155,6 @@ func (b *builder) filesystem(want *recipe.Partition, p *diskimage.Partition, t *
 	}
 	p.Filesystem = diskimage.Filesystem{Type: fs.Type(), Label: o.Label, UUID: fs.UUID()}
 	return fs, nil
-}
-
-// locate gives an error about the recipe its place there.
-func (b *builder) locate(err error) error {
-	if e, ok := errors.AsType[*packages.UnknownPackageError](err); ok {
-		for i, name := range b.recipe.Packages {
-			if name == e.Name || strings.HasPrefix(name, e.Name+"=") {
-				return b.recipe.Errorf(fmt.Sprintf("packages[%d]", i), "%v", err)
-			}
-		}
-	}
-	return err
 }
 
 func usedBytes(s ext4.Stats) int64 { return (s.Blocks - s.FreeBlocks) * 4096 }
