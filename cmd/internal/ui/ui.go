@@ -96,7 +96,7 @@ func Main(app *cli.App, args []string) int {
 	}()
 	err := Run(ctx, app, args)
 	if ctx.Err() != nil && err != nil && Code(err) == ExitOther {
-		err = Fail(ExitInterrupted, err, "")
+		err = Fail(ExitInterrupted, fmt.Errorf("interrupted: %w", err), "") // what broke, broke because of that
 	}
 	return Report(app.ErrWriter, app.Writer, err, jsonWanted(args))
 }

@@ -7,7 +7,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -118,5 +120,20 @@ func TestDuration(t *testing.T) {
 		if got := Duration(d); got != want {
 			t.Errorf("Duration(%v) = %q, want %q", d, got, want)
 		}
+	}
+}
+
+func TestWhatBreaksInAnInterruptionIsAnInterruption(t *testing.T) {
+	var errs bytes.Buffer
+	app := &cli.App{Name: "tool", Writer: io.Discard, ErrWriter: &errs, Commands: []*cli.Command{{Name: "work", Action: func(c *cli.Context) error {
+		if err := syscall.Kill(os.Getpid(), syscall.SIGINT); err != nil {
+			return err
+		}
+		<-c.Context.Done()
+		return errors.New("child: signal: killed")
+	}}}}
+	code := Main(app, []string{"tool", "work"})
+	if want := "error: interrupted: child: signal: killed\n"; code != ExitInterrupted || errs.String() != want {
+		t.Errorf("exit code %d, %q; want %d, %q", code, errs.String(), ExitInterrupted, want)
 	}
 }
