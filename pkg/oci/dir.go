@@ -201,9 +201,9 @@ func (d *Dir) Publish(ctx context.Context, desc v1.Descriptor, tag string) error
 	}
 	return d.editIndex(ctx, func(x *v1.IndexManifest) {
 		desc.Annotations = withRefName(desc.Annotations, tag)
+		has := func(m v1.Descriptor, name string) bool { return m.Annotations[annotationRefName] == name }
 		at := slices.IndexFunc(x.Manifests, func(m v1.Descriptor) bool {
-			name := m.Annotations[annotationRefName]
-			return tag != "" && name == tag || name == "" && m.Digest == desc.Digest
+			return tag != "" && has(m, tag) || has(m, "") && m.Digest == desc.Digest
 		})
 		switch {
 		case at >= 0:
@@ -212,6 +212,9 @@ func (d *Dir) Publish(ctx context.Context, desc v1.Descriptor, tag string) error
 		default:
 			x.Manifests = append(x.Manifests, desc)
 		}
+		x.Manifests = slices.DeleteFunc(x.Manifests, func(m v1.Descriptor) bool {
+			return tag != "" && has(m, tag) && m.Digest != desc.Digest
+		})
 	})
 }
 

@@ -24,7 +24,7 @@ type GCReport struct {
 // GC removes blobs that nothing in index.json reaches, and temporary files
 // that killed processes left. It returns ErrInUse, having removed nothing, when
 // anyone else has the layout open or a blob is being written; a manifest that
-// cannot be read stops it as well. Blobs written through d and not yet
+// cannot be read, or is of a kind not known, stops it as well. Blobs written through d and not yet
 // published are garbage to it.
 func (d *Dir) GC() (report GCReport, err error) {
 	if !d.mu.TryLock() {
@@ -80,7 +80,8 @@ func (d *Dir) GC() (report GCReport, err error) {
 // maxNesting is how deep indexes may hold indexes.
 const maxNesting = 4
 
-// mark adds desc and all that it reaches to keep.
+// mark adds the manifest that desc describes, and all that it reaches, to keep:
+// true for a manifest whose children were marked, too.
 func (d *Dir) mark(desc v1.Descriptor, keep map[diskimage.Digest]bool, depth int) error {
 	digest, err := digestOf(desc.Digest)
 	if err != nil {
@@ -91,7 +92,7 @@ func (d *Dir) mark(desc v1.Descriptor, keep map[diskimage.Digest]bool, depth int
 	}
 	keep[digest] = true
 	if !desc.MediaType.IsImage() && !desc.MediaType.IsIndex() {
-		return nil
+		return fmt.Errorf("manifest %v: media type %q is not known, nor what it reaches", digest, desc.MediaType)
 	}
 	if depth > maxNesting {
 		return fmt.Errorf("manifest %v: nested too deep", digest)
@@ -101,19 +102,27 @@ func (d *Dir) mark(desc v1.Descriptor, keep map[diskimage.Digest]bool, depth int
 		return err
 	}
 	var doc struct {
-		Config    *v1.Descriptor  `json:"config"`
+		Config    v1.Descriptor   `json:"config"`
 		Layers    []v1.Descriptor `json:"layers"`
 		Manifests []v1.Descriptor `json:"manifests"`
 	}
 	if err := json.Unmarshal(b, &doc); err != nil {
 		return fmt.Errorf("manifest %v: %w", digest, err)
 	}
-	children := append(doc.Layers, doc.Manifests...)
-	if doc.Config != nil {
-		children = append(children, *doc.Config)
+	if desc.MediaType.IsImage() {
+		doc.Layers = append(doc.Layers, doc.Config)
 	}
-	for _, c := range children {
-		if err := d.mark(c, keep, depth+1); err != nil {
+	for _, l := range doc.Layers {
+		leaf, err := digestOf(l.Digest)
+		if err != nil {
+			return fmt.Errorf("manifest %v: %w", digest, err)
+		}
+		if _, ok := keep[leaf]; !ok {
+			keep[leaf] = false
+		}
+	}
+	for _, m := range doc.Manifests {
+		if err := d.mark(m, keep, depth+1); err != nil {
 			return err
 		}
 	}
@@ -155,6 +164,7 @@ func (d *Dir) sweep(keep map[diskimage.Digest]bool, report *GCReport) error {
 	}
 	return sweepDir("blobs/sha256", &report.Blobs, func(e fs.DirEntry) bool {
 		digest, err := diskimage.ParseDigest("sha256:" + e.Name())
-		return err == nil && !keep[digest] // what is not named by a digest is not ours
+		_, kept := keep[digest]
+		return err == nil && !kept // what is not named by a digest is not ours
 	})
 }

@@ -80,6 +80,9 @@ func (s *layoutStore) open(d v1.Descriptor, digest diskimage.Digest) (*os.File, 
 	if f := s.files[d.Digest]; f != nil {
 		return f, nil
 	}
+	if s.files == nil {
+		return nil, os.ErrClosed
+	}
 	f, err := openRegular(s.dir.blobPath(digest))
 	if err != nil {
 		return nil, err
