@@ -122,6 +122,7 @@ func Run(ctx context.Context, app *cli.App, args []string) error {
 	app.HideHelpCommand = true
 	app.CustomAppHelpTemplate = cli.AppHelpTemplate
 	app.CommandNotFound = nil
+	app.DisableSliceFlagSeparator = true // a comma is part of the text: --set console=ttyS0,115200
 	app.Action = func(c *cli.Context) error {
 		if !c.Args().Present() {
 			return cli.ShowAppHelp(c)
@@ -141,8 +142,11 @@ func Run(ctx context.Context, app *cli.App, args []string) error {
 			cmd.Flags = append(cmd.Flags, JSONFlag, QuietFlag)
 		}
 		for _, f := range cmd.Flags {
-			if b, ok := f.(*cli.BoolFlag); ok {
-				b.DisableDefaultText = true
+			switch f := f.(type) {
+			case *cli.BoolFlag:
+				f.DisableDefaultText = true
+			case *cli.StringSliceFlag:
+				f.KeepSpace = true
 			}
 		}
 	}

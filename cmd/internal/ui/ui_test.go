@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -135,5 +136,23 @@ func TestWhatBreaksInAnInterruptionIsAnInterruption(t *testing.T) {
 	code := Main(app, []string{"tool", "work"})
 	if want := "error: interrupted: child: signal: killed\n"; code != ExitInterrupted || errs.String() != want {
 		t.Errorf("exit code %d, %q; want %d, %q", code, errs.String(), ExitInterrupted, want)
+	}
+}
+
+func TestRepeatedFlagsKeepTheirText(t *testing.T) {
+	var got []string
+	app := &cli.App{Name: "tool", Writer: io.Discard, ErrWriter: io.Discard, Commands: []*cli.Command{{
+		Name:  "work",
+		Flags: []cli.Flag{&cli.StringSliceFlag{Name: "set"}},
+		Action: func(c *cli.Context) error {
+			got = c.StringSlice("set")
+			return nil
+		},
+	}}}
+	if err := Run(t.Context(), app, []string{"tool", "work", "--set", "console=ttyS0,115200", "--set=login: "}); err != nil {
+		t.Fatal(err)
+	}
+	if want := []string{"console=ttyS0,115200", "login: "}; !slices.Equal(got, want) {
+		t.Errorf("got %q, want %q", got, want)
 	}
 }
