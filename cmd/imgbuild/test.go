@@ -145,6 +145,9 @@ func expectation(c *cli.Context, image *oci.Config) (qemu.Expectation, error) {
 	if c.IsSet("timeout") {
 		want.Timeout = c.Duration("timeout")
 	}
+	if want.Timeout <= 0 {
+		return want, ui.Usagef(c, "--timeout %s: want a time above 0", want.Timeout)
+	}
 	if len(want.Expect) == 0 {
 		why := "the image has no test section"
 		if image == nil {
