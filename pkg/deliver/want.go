@@ -9,6 +9,7 @@ import (
 	"sort"
 
 	"github.com/imgpipe/imgpipe/pkg/diskimage"
+	"github.com/imgpipe/imgpipe/pkg/internal/frame"
 )
 
 const (
@@ -75,7 +76,7 @@ func newWant(ix *diskimage.Index, table *diskimage.Table, target TargetInfo, ove
 		return nil, err
 	}
 	for i, c := range ix.Chunks {
-		if c.Frame.Len > frameMax(c.Len) {
+		if c.Frame.Len > frame.MaxLen(c.Len) {
 			return nil, faultf(ProblemTrust, "index: chunk %d: a frame of %d bytes for %d", i, c.Frame.Len, c.Len)
 		}
 	}
@@ -109,11 +110,6 @@ func suits(target TargetInfo, size, sector int64) error {
 	}
 	return nil
 }
-
-// frameMax is the longest zstd frame that n bytes need: incompressible input
-// grows by three bytes per block of 128 KiB and a header of at most 18
-// (RFC 8878, section 3.1.1).
-func frameMax(n int64) int64 { return n + n>>7 + 512 }
 
 // layCells cuts overlays at the image's chunks and at its end, and reads them.
 func (w *Want) layCells(overlays []diskimage.Overlay) error {

@@ -82,7 +82,7 @@ func (d *Disk) writeOdd(p []byte, off int64) (int, error) {
 	defer d.odd.Unlock()
 	n, err := d.file.WriteAt(p, off)
 	if err == nil {
-		err = unix.Fdatasync(int(d.file.Fd()))
+		err = d.file.Sync()
 	}
 	if err == nil {
 		err = d.forget(diskimage.Extent{Off: off, Len: int64(len(p))})
