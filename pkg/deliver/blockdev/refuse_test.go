@@ -147,11 +147,15 @@ func TestWaitsForALockAMoment(t *testing.T) {
 	if err := unix.Flock(int(f.Fd()), unix.LOCK_SH); err != nil {
 		t.Fatal(err)
 	}
+	released := make(chan error, 1)
 	go func() {
 		time.Sleep(150 * time.Millisecond)
-		_ = unix.Flock(int(f.Fd()), unix.LOCK_UN)
+		released <- unix.Flock(int(f.Fd()), unix.LOCK_UN)
 	}()
 	open(t, dev, blockdev.Options{})
+	if err := <-released; err != nil {
+		t.Error(err)
+	}
 }
 
 func TestRefusesFileBehindALoopDevice(t *testing.T) {
