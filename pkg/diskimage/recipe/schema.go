@@ -13,7 +13,6 @@ func Schema() []byte {
 	root := recipeShape.schema()
 	root["$schema"] = "https://json-schema.org/draft/2020-12/schema"
 	root["title"] = "imgpipe recipe"
-	root["required"] = []string{"version", "kind"}
 	properties := root["properties"].(map[string]any)
 	fileName := map[string]any{"type": "string", "minLength": 1}
 	properties["extends"] = map[string]any{

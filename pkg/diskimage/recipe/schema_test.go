@@ -9,6 +9,7 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+	"testing/fstest"
 
 	"github.com/goccy/go-yaml"
 )
@@ -155,7 +156,11 @@ func parsedSchema(t *testing.T) map[string]any {
 
 func TestTheSchemaTakesWhatLoadTakes(t *testing.T) {
 	schema := parsedSchema(t)
-	texts := map[string][]byte{"every key": []byte(everyKey), "ok": []byte(okRecipe)}
+	texts := map[string][]byte{"every key": []byte(everyKey), "ok": []byte(okRecipe),
+		"of a few keys": []byte("extends: ok.yaml\nname: child\n")}
+	if _, err := loadFS(fstest.MapFS{"ok.yaml": {Data: texts["ok"]}, "recipe.yaml": {Data: texts["of a few keys"]}}, "recipe.yaml", nil); err != nil {
+		t.Fatal(err)
+	}
 	paths, err := filepath.Glob(recipesDir + "/*.yaml")
 	if err != nil {
 		t.Fatal(err)
