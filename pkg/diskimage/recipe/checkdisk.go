@@ -16,11 +16,12 @@ var filesystems = map[string][]string{
 	"data":   {"", "ext4", "fat32", "fat16", "fat"},
 }
 
-// fatLeast is the least size of a FAT by its type and the sector size, in MiB.
+// leastSize is that of a filesystem by its type and the sector size, in MiB.
 // A FAT32 has at least 65525 clusters and a FAT16 4085 (Microsoft's FAT
 // specification 1.03, "FAT type determination") of at least one sector each, and
-// mkfs keeps 16 away from the limit.
-var fatLeast = map[string]map[int64]int64{
+// mkfs keeps 16 away from the limit. An ext4 needs room for its journal.
+var leastSize = map[string]map[int64]int64{
+	"ext4":  {512: 8, 4096: 8},
 	"fat32": {512: 33, 4096: 260},
 	"fat16": {512: 3, 4096: 17},
 }
@@ -90,7 +91,7 @@ func (c *checker) partition(p *Partition, field string) {
 		if c.r.has(field + ".free") {
 			c.report(field+".free", "has no meaning with a fixed size; give size: auto or leave it out")
 		}
-		least := fatLeast[p.Filesystem][c.r.Disk.SectorSize] * mib
+		least := leastSize[p.Filesystem][c.r.Disk.SectorSize] * mib
 		if c.multiple(field+".size", p.Size) && p.Size < least {
 			c.report(field+".size", "%s is too small for %s with %d-byte sectors, which needs %s",
 				formatSize(p.Size), p.Filesystem, c.r.Disk.SectorSize, formatSize(least))
