@@ -120,12 +120,16 @@ func probe(c *cli.Context, host qemu.Host, path string, sector int64) (string, e
 	if err != nil {
 		return "tcg", fmt.Errorf("%w: nothing to try it with: %w", qemu.ErrNoKVM, err)
 	}
-	file := filepath.Join(os.TempDir(), fmt.Sprintf("imgpipe-probe-%d", os.Getpid()))
-	defer os.Remove(file)
-	if err := os.WriteFile(file, kernel, 0o600); err != nil {
+	f, err := os.CreateTemp("", "imgpipe-probe-")
+	if err != nil {
 		return "tcg", err
 	}
-	return qemu.Probe(c.Context, host, file)
+	defer os.Remove(f.Name())
+	_, err = f.Write(kernel)
+	if err := errors.Join(err, f.Close()); err != nil {
+		return "tcg", err
+	}
+	return qemu.Probe(c.Context, host, f.Name())
 }
 
 // kernelOf takes the Linux kernel out of the UKI on a disk's ESP.
