@@ -101,7 +101,7 @@ func runWrite(c *cli.Context) (err error) {
 	}
 	if w.artifact, err = oci.Open(c.Context, ref); err != nil {
 		if errors.Is(err, oci.ErrCorrupt) {
-			return ui.Fail(ui.ExitTrust, fmt.Errorf("%w; nothing was written", err), "the image is damaged: build it again, or copy it anew")
+			return ui.Fail(ui.ExitTrust, fmt.Errorf("%w; nothing was written", err), damaged)
 		}
 		return ui.Fail(ui.ExitSource, err, "")
 	}
@@ -269,6 +269,9 @@ func verifyMode(c *cli.Context) (deliver.Verify, error) {
 	}
 }
 
+// damaged is what to try with an image whose blobs are not what their digests say.
+const damaged = "the image is damaged: build it again, or copy it anew"
+
 // exitCodes are the exit codes of what goes wrong in delivering.
 var exitCodes = map[deliver.Problem]int{
 	deliver.ProblemOther: ui.ExitOther, deliver.ProblemTarget: ui.ExitTarget, deliver.ProblemSource: ui.ExitSource,
@@ -282,7 +285,11 @@ func (w *write) exitError(err error) error {
 	if !ok {
 		return exitError(err)
 	}
-	return ui.Fail(exitCodes[e.Problem], fmt.Errorf("%s: %w", w.disk.Info().Path, err), e.Try)
+	code, try := exitCodes[e.Problem], e.Try
+	if e.Problem == deliver.ProblemSource && errors.Is(err, oci.ErrCorrupt) { // a blob that was cut short
+		code, try = ui.ExitTrust, damaged
+	}
+	return ui.Fail(code, fmt.Errorf("%s: %w", w.disk.Info().Path, err), try)
 }
 
 // exitError gives an error of package deliver its exit code.
