@@ -87,6 +87,9 @@ func (db *accounts) owner(s string) (uid, gid uint32, err error) {
 
 // place puts a file or symlink where nothing or another of these is.
 func (a *applier) place(at string, inode *tree.Inode) error {
+	if at == "/etc/fstab" {
+		return fmt.Errorf("%s follows from disk.partitions; for other mounts add units of systemd (.mount)", at)
+	}
 	if old := a.t.Get(at); old != nil && old.Kind == tree.Dir {
 		return fmt.Errorf("%s is a directory, and a %s does not replace it: remove it first", at, inode.Kind)
 	}
