@@ -62,6 +62,7 @@ type Info struct {
 type Disk struct {
 	info   Info
 	block  bool
+	above  bool     // a loop device above the page cache of its file
 	file   *os.File // through the page cache
 	direct *os.File // past it; nil where the target cannot
 	align  int64    // of offsets, lengths and memory, for direct
@@ -144,7 +145,7 @@ func (d *Disk) openDevice(ctx context.Context, at *os.File, st *unix.Stat_t, o O
 	if err != nil {
 		return refusal(path, "%w", err)
 	}
-	d.info.Device = "/dev/" + dev.name
+	d.info.Device, d.above = "/dev/"+dev.name, dev.attr("loop/dio") == "0"
 	d.info.Model, d.info.Serial, d.info.WWID = dev.attr("device/model"), dev.attr("device/serial"), dev.wwid()
 	if !o.ReadOnly {
 		users, err := numbersInUse("/proc/self/mountinfo")
@@ -274,6 +275,9 @@ func (d *Disk) openDirect(o Options) error {
 		d.align = int64(max(st.Dio_offset_align, st.Dio_mem_align))
 	}
 	d.direct, d.mode = direct, deliver.ReadDirect
+	if d.above {
+		d.mode = deliver.ReadCached
+	}
 	return nil
 }
 

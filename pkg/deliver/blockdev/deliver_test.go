@@ -92,7 +92,7 @@ func TestDeliver(t *testing.T) {
 				path := rawFile(t, t.TempDir(), size)
 				target, o := path, blockdev.Options{SectorSize: sector}
 				if kind == "loop" {
-					target = loop(t, path, append(sectors(sector), "--partscan")...)
+					target = loop(t, path, append(sectors(sector), "--partscan", "--direct-io=on")...)
 				}
 				d := open(t, target, o)
 				report := deliverTo(t, d, source, table)
