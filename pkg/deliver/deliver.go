@@ -12,7 +12,7 @@
 // untouched; or does not boot; or is the verified image. The order is the
 // safety:
 //
-//	clear   LBA 0, sync, read back; the rest of the first MiB and every GPT header on the disk, sync
+//	clear   LBA 0, sync, read back; the rest of the first MiB, the backup GPT, and the one that the old header names, sync
 //	body    everything else, each chunk hashed before it is written; sync; read back, by windows
 //	commit  backup GPT and LBA 1 to the end of the first MiB, sync, read back; LBA 0, sync, read back
 //
