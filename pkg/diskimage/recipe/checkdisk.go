@@ -163,6 +163,8 @@ func (c *checker) mounts() {
 			c.report(at, "the root is mounted at /")
 		case p.Type != "root" && p.Mount == "/":
 			c.report(at, "only the root is mounted at /")
+		case slices.Contains([]string{"/etc", "/dev", "/proc", "/sys", "/run"}, p.Mount): // /etc/fstab says what to mount
+			c.report(at, "%q has to be on the root, or made by the running system", p.Mount)
 		case p.Type == "config":
 			c.report(at, "a config partition is cloud-init's to mount")
 		case p.Type == "data" && p.Filesystem == "":
