@@ -24,8 +24,14 @@ import (
 //go:embed setup.sh
 var setupHook string
 
+//go:embed defer.sh
+var deferHook string
+
 //go:embed finish.sh
 var finishHook string
+
+//go:embed copy.pm
+var copyModule string
 
 // baseEnv is the whole environment of a run, besides TMPDIR, SOURCE_DATE_EPOCH
 // and what the caller adds: nothing of the user's reaches a maintainer script.
@@ -197,7 +203,9 @@ func (r *run) fill(dir string) error {
 		{"keys/archive" + filepath.Ext(r.req.Debian.Keyring), r.keys, 0o644},
 		{"none.gpg", nil, 0o644},
 		{"setup", []byte(setupHook), 0o755},
+		{"defer", []byte(deferHook), 0o755},
 		{"finish", []byte(finishHook), 0o755},
+		{"copy.pm", []byte(copyModule), 0o644},
 	} {
 		name := filepath.Join(dir, f.name)
 		if err := os.WriteFile(name, f.data, f.mode); err != nil {
@@ -331,7 +339,7 @@ func (r *run) command(ctx context.Context, dir string) *exec.Cmd {
 			"sh", "-c", `hostname localhost && exec "$@"`, "sh"}
 	}
 	d := r.req.Debian
-	args = append(args, "mmdebstrap", "--verbose", "--mode="+r.mode, "--format=tar",
+	args = append(args, "perl", "-I"+dir, "-Mcopy", "-S", "mmdebstrap", "--verbose", "--mode="+r.mode, "--format=tar",
 		"--variant="+d.Variant,
 		"--architectures="+r.req.Arch,
 		"--components="+strings.Join(d.Components, ","),
@@ -342,6 +350,7 @@ func (r *run) command(ctx context.Context, dir string) *exec.Cmd {
 		// imgpipe keeps the packages and cleans up itself
 		"--skip=essential/unlink,cleanup/apt",
 		"--setup-hook="+filepath.Join(dir, "setup"),
+		"--extract-hook="+filepath.Join(dir, "defer"),
 		"--customize-hook="+filepath.Join(dir, "finish"))
 	if len(r.req.Packages) > 0 {
 		args = append(args, "--include="+strings.Join(r.req.Packages, ","))

@@ -144,7 +144,7 @@ func TestColdBuild(t *testing.T) {
 	}
 	got := names(t, res)
 	for _, gone := range []string{"/var/cache/apt/archives/a_1_amd64.deb", "/var/lib/apt/lists/archive_InRelease",
-		"/etc/ssh/ssh_host_rsa_key", "/etc/dpkg/dpkg.cfg.d/00imgpipe"} {
+		"/etc/ssh/ssh_host_rsa_key", "/etc/dpkg/dpkg.cfg.d/00imgpipe", "/etc/apt/apt.conf.d/00imgpipe", "/usr/local/", "/tmp/imgpipe.plain/"} {
 		if slices.Contains(got, gone) {
 			t.Errorf("%s is in the tree", gone)
 		}
@@ -160,6 +160,16 @@ func TestColdBuild(t *testing.T) {
 	if err != nil || !strings.Contains(string(args), "--variant=minbase --architectures=amd64 --components=main ") ||
 		!strings.HasSuffix(string(args), " --include=a,b stable -\n") {
 		t.Errorf("mmdebstrap was called with %q, %v", args, err)
+	}
+}
+
+// The stand-in's tree has no program that could make up for the call.
+func TestDeferredCallThatFailsFailsTheBuild(t *testing.T) {
+	f := newFake(t)
+	f.write("compile", "")
+	_, err := Debian(t.Context(), f.req, f.opts)
+	if err == nil || !strings.Contains(err.Error(), "py3compile") {
+		t.Errorf("error %v", err)
 	}
 }
 

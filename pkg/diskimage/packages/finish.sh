@@ -3,16 +3,26 @@
 set -eu
 root=$1
 
-# The kernel's own hook was told INITRD=No, and the trigger that ran once at the
-# end made an initramfs for one kernel at most: make those that are missing.
+# what the other hooks put aside, on all cores
+flock "$root/tmp/imgpipe.plain" true
+rm "$root/usr/local/sbin/dpkg-deb" "$root/usr/local/sbin/py3compile" "$root/usr/local/sbin/update-initramfs"
+# the directory is base-files' business, which makes others, too
+[ -d "$root/usr/local/bin" ] || (cd "$root" && rmdir -p --ignore-fail-on-non-empty usr/local/sbin)
+(
+	cd "$root/tmp/imgpipe.py3compile"
+	find . -type f -print0 |
+		xargs -0 -r -P "$(nproc)" -I {} xargs -0 -a {} chroot "$root" py3compile
+) &
+compiling=$!
 for kernel in "$root"/boot/vmlinuz-*; do
 	[ -f "$kernel" ] || continue
 	version=${kernel##*/vmlinuz-}
 	if [ -x "$root/usr/sbin/update-initramfs" ] && [ ! -e "$root/boot/initrd.img-$version" ]; then
-		chroot "$root" update-initramfs -c -k "$version"
+		chroot "$root" /usr/sbin/update-initramfs -c -k "$version"
 	fi
 	echo "kernel $version" >&3
 done
+wait "$compiling"
 dpkg-query --admindir="$root/var/lib/dpkg" -W \
 	-f='package ${Package} ${Version} ${Architecture} ${db:Status-Status}\n' >&3
 
@@ -29,5 +39,5 @@ rm -f "$root"/etc/ssh/ssh_host_*_key "$root"/etc/ssh/ssh_host_*_key.pub
 rmdir --ignore-fail-on-non-empty "$root/etc/ssh"
 rm -rf "$root"/var/cache/apt/archives/*.deb "$root"/var/cache/apt/archives/partial/* \
 	"$root"/var/cache/apt/*.bin "$root"/var/lib/apt/lists/* \
-	"$root/etc/dpkg/dpkg.cfg.d/00imgpipe" "$root"/tmp/imgpipe.*
+	"$root/etc/dpkg/dpkg.cfg.d/00imgpipe" "$root/etc/apt/apt.conf.d/00imgpipe" "$root"/tmp/imgpipe.*
 echo done >&3

@@ -23,6 +23,10 @@ chmod 0644 "$root/etc/hostname" "$root/etc/resolv.conf"
 mkdir -p "$root/etc/dpkg/dpkg.cfg.d" "$archives/partial"
 echo force-unsafe-io >"$root/etc/dpkg/dpkg.cfg.d/00imgpipe"
 
+# apt gives dpkg a PATH of its own: let it find what the next hook makes
+mkdir -p "$root/etc/apt/apt.conf.d"
+echo 'DPkg::Path "/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin";' >"$root/etc/apt/apt.conf.d/00imgpipe"
+
 # openssh-server makes no keys where there are some: those would be thrown away
 mkdir -p "$root/etc/ssh"
 for type in rsa dsa ecdsa ed25519; do : >"$root/etc/ssh/ssh_host_${type}_key"; done
@@ -56,3 +60,15 @@ read -r answer <&4
 cd "$archives"
 tar -xf - <&4
 ls >"$root/tmp/imgpipe.had"
+
+# Decompressing takes longer than all else that dpkg does with a package, and is
+# begun now, on a core that has nothing else to do: see the other hooks.
+plain=$root/tmp/imgpipe.plain
+mkdir "$plain"
+{
+	flock 9
+	cut -d ' ' -f 2 <"$root/tmp/imgpipe.uris" | while read -r deb; do
+		[ -f "$deb" ] && [ ! -e "$plain/$deb.taken" ] || continue
+		dpkg-deb --fsys-tarfile "$deb" >"$plain/part" && mv "$plain/part" "$plain/$deb"
+	done
+} 3>&- 4<&- 9<"$plain" >/dev/null 2>&1 &
