@@ -2,6 +2,7 @@ package diskimage
 
 import (
 	"bytes"
+	"encoding/json"
 	"io"
 	"math/rand/v2"
 	"reflect"
@@ -242,6 +243,21 @@ func TestTableValidate(t *testing.T) {
 		if damage(x); x.Validate() == nil {
 			t.Errorf("%s: no error", name)
 		}
+	}
+}
+
+func TestAttributesSurviveJSON(t *testing.T) {
+	want := Partition{Name: "p", Attributes: AttrNoAutoMount | AttrRequired}
+	b, err := json.Marshal(want)
+	if err != nil || !strings.Contains(string(b), `"attributes":"0x8000000000000001"`) {
+		t.Fatalf("%s, %v", b, err)
+	}
+	var got Partition
+	if err := json.Unmarshal(b, &got); err != nil || got.Attributes != want.Attributes {
+		t.Errorf("got %v, %v", got.Attributes, err)
+	}
+	if json.Unmarshal([]byte(`{"attributes":"x"}`), &got) == nil {
+		t.Error("no error for what is no number")
 	}
 }
 

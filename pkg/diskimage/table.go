@@ -3,6 +3,7 @@ package diskimage
 import (
 	"fmt"
 	"slices"
+	"strconv"
 )
 
 // Table is the partition table of a disk: what a GPT says, in bytes rather
@@ -19,7 +20,7 @@ type Partition struct {
 	Name       string     `json:"name"` // GPT name, at most 36 UTF-16 units
 	Type       GUID       `json:"type"`
 	GUID       GUID       `json:"guid"` // PARTUUID
-	Attributes uint64     `json:"attributes,omitempty"`
+	Attributes Attributes `json:"attributes,omitzero"`
 	Number     int        `json:"number,omitempty"` // the kernel's, from 1; 0 is the place in the table
 	Extent     Extent     `json:"extent"`
 	Role       Role       `json:"role,omitempty"`
@@ -48,18 +49,38 @@ const (
 // Partition type GUIDs: UEFI 2.10 table 5.7, the Discoverable Partitions
 // Specification (uapi-group.org), and Microsoft's basic data partition.
 var (
-	TypeESP         = MustGUID("c12a7328-f81f-11d2-ba4b-00a0c93ec93b")
-	TypeBasicData   = MustGUID("ebd0a0a2-b9e5-4433-87c0-68b6b72699c7")
-	TypeLinuxData   = MustGUID("0fc63daf-8483-4772-8e79-3d69d8477de4")
-	TypeRootX86_64  = MustGUID("4f68bce3-e8cd-4db1-96e7-fbcaf984b709")
-	TypeRootARM64   = MustGUID("b921b045-1df0-41c3-af44-4c6f280d3fae")
-	TypeBIOSBoot    = MustGUID("21686148-6449-6e6f-744e-656564454649")
-	AttrNoAutoMount = uint64(1) << 63 // Microsoft's, and systemd-gpt-auto-generator's
-	AttrGrowFS      = uint64(1) << 59 // Discoverable Partitions Specification
-	AttrRequired    = uint64(1) << 0  // UEFI: the platform needs it
-	AttrLegacyBoot  = uint64(1) << 2  // UEFI: legacy BIOS bootable
-	AttrReadOnly    = uint64(1) << 60 // Discoverable Partitions Specification
+	TypeESP        = MustGUID("c12a7328-f81f-11d2-ba4b-00a0c93ec93b")
+	TypeBasicData  = MustGUID("ebd0a0a2-b9e5-4433-87c0-68b6b72699c7")
+	TypeLinuxData  = MustGUID("0fc63daf-8483-4772-8e79-3d69d8477de4")
+	TypeRootX86_64 = MustGUID("4f68bce3-e8cd-4db1-96e7-fbcaf984b709")
+	TypeRootARM64  = MustGUID("b921b045-1df0-41c3-af44-4c6f280d3fae")
+	TypeBIOSBoot   = MustGUID("21686148-6449-6e6f-744e-656564454649")
 )
+
+// Attributes are the 64 attribute bits of a GPT entry. Their text form is
+// hexadecimal, since JSON numbers do not hold them.
+type Attributes uint64
+
+// Attribute bits: UEFI 2.10 table 5.8, and the Discoverable Partitions
+// Specification, which shares its bits with Microsoft.
+const (
+	AttrRequired    Attributes = 1 << 0  // the platform needs the partition
+	AttrGrowFS      Attributes = 1 << 59 // the filesystem grows when it is mounted
+	AttrNoAutoMount Attributes = 1 << 63
+)
+
+// MarshalText implements encoding.TextMarshaler: 0x and hexadecimal digits.
+func (a Attributes) MarshalText() ([]byte, error) { return fmt.Appendf(nil, "%#x", uint64(a)), nil }
+
+// UnmarshalText implements encoding.TextUnmarshaler.
+func (a *Attributes) UnmarshalText(b []byte) error {
+	n, err := strconv.ParseUint(string(b), 0, 64)
+	if err != nil {
+		return fmt.Errorf("partition attributes %q: %w", b, err)
+	}
+	*a = Attributes(n)
+	return nil
+}
 
 // Find returns the first partition with the given role, or nil.
 func (t *Table) Find(role Role) *Partition {

@@ -74,7 +74,7 @@ func encodeEntries(t *diskimage.Table) []byte {
 		copy(e[16:], guid[:])
 		le.PutUint64(e[32:], uint64(p.Extent.Off/t.SectorSize))
 		le.PutUint64(e[40:], uint64(p.Extent.End()/t.SectorSize-1))
-		le.PutUint64(e[48:], p.Attributes)
+		le.PutUint64(e[48:], uint64(p.Attributes))
 		for j, u := range utf16.Encode([]rune(p.Name)) {
 			le.PutUint16(e[56+2*j:], u)
 		}

@@ -91,7 +91,7 @@ func judge(t *testing.T, dev string, want *diskimage.Table) {
 		p.FirstLBA != usable.Off/s || p.LastLBA != usable.End()/s-1 || len(p.Partitions) != len(want.Partitions) {
 		t.Fatalf("sfdisk sees %+v\nwant %+v", p, want)
 	}
-	attrs := map[uint64]string{0: "", diskimage.AttrRequired: "RequiredPartition", diskimage.AttrNoAutoMount: "GUID:63", diskimage.AttrGrowFS: "GUID:59"}
+	attrs := map[diskimage.Attributes]string{0: "", diskimage.AttrRequired: "RequiredPartition", diskimage.AttrNoAutoMount: "GUID:63", diskimage.AttrGrowFS: "GUID:59"}
 	for i, q := range p.Partitions {
 		w := want.Partitions[i]
 		if q.Start*s != w.Extent.Off || q.Size*s != w.Extent.Len || q.Name != w.Name || q.Attrs != attrs[w.Attributes] ||
@@ -158,7 +158,7 @@ func readBack(t *testing.T, file string, want *diskimage.Table) {
 	}
 	for i, q := range got.Partitions {
 		w := want.Partitions[i]
-		if q.GetStart() != w.Extent.Off || q.GetSize() != w.Extent.Len || q.Name != w.Name || q.Attributes != w.Attributes ||
+		if q.GetStart() != w.Extent.Off || q.GetSize() != w.Extent.Len || q.Name != w.Name || q.Attributes != uint64(w.Attributes) ||
 			!strings.EqualFold(string(q.Type), w.Type.String()) || !strings.EqualFold(q.GUID, w.GUID.String()) {
 			t.Errorf("go-diskfs reads %+v\nwant %+v", q, w)
 		}

@@ -194,7 +194,7 @@ func (d disk) entry(b []byte, h header) (p diskimage.Partition, used bool, err e
 		return p, false, fmt.Errorf("LBAs %d-%d are not within the usable %d-%d", first, last, h.first, h.last)
 	}
 	p.Extent = diskimage.Extent{Off: int64(first) * d.sector, Len: int64(last-first+1) * d.sector}
-	p.Attributes = le.Uint64(b[48:])
+	p.Attributes = diskimage.Attributes(le.Uint64(b[48:]))
 	var name []uint16
 	for i := range nameUnits {
 		u := le.Uint16(b[56+2*i:])
