@@ -41,3 +41,16 @@ program update-initramfs <<'EOF'
 #!/bin/sh
 exit 0
 EOF
+
+# ca-certificates runs it twice. The second time is for the hooks in update.d and
+# for what has changed since
+program update-ca-certificates <<'EOF'
+#!/bin/sh -e
+bundle=/etc/ssl/certs/ca-certificates.crt
+if [ $# = 0 ] && [ -e "$bundle" ] &&
+	[ -z "$(find /etc/ca-certificates.conf /etc/ca-certificates /usr/share/ca-certificates \
+		/usr/local/share/ca-certificates \( -cnewer "$bundle" -o -path '*/update.d/*' \) 2>&1)" ]; then
+	exit
+fi
+exec /usr/sbin/update-ca-certificates "$@"
+EOF

@@ -5,7 +5,9 @@ root=$1
 
 # what the other hooks put aside, on all cores
 flock "$root/tmp/imgpipe.plain" true
-rm "$root/usr/local/sbin/dpkg-deb" "$root/usr/local/sbin/py3compile" "$root/usr/local/sbin/update-initramfs"
+for program in dpkg-deb py3compile update-initramfs update-ca-certificates; do
+	rm "$root/usr/local/sbin/$program"
+done
 # the directory is base-files' business, which makes others, too
 [ -d "$root/usr/local/bin" ] || (cd "$root" && rmdir -p --ignore-fail-on-non-empty usr/local/sbin)
 (
