@@ -135,8 +135,8 @@ func runBuild(c *cli.Context) (err error) {
 		DataSize: packed.Index.DataSize(), BlobSize: a.StoredSize(), SameSize: packed.Reused, Seconds: time.Since(begun).Seconds(), Record: image.Record,
 	}
 	return talk.Result(result, func(w io.Writer) error {
-		_, err := fmt.Fprintf(w, "%s@%s\n%s disk, %s of data, %s in the artifact, built in %s\n", result.Reference, result.Digest,
-			ui.Bytes(result.DiskSize), ui.Bytes(result.DataSize), ui.Bytes(result.BlobSize), ui.Duration(time.Since(begun)))
+		_, err := fmt.Fprintf(w, "%s@%s\n%s disk, %s of data, %s in the artifact, kernel %s, built in %s\n", result.Reference, result.Digest,
+			ui.Bytes(result.DiskSize), ui.Bytes(result.DataSize), ui.Bytes(result.BlobSize), result.Kernel, ui.Duration(time.Since(begun)))
 		return err
 	})
 }
@@ -146,6 +146,9 @@ func pack(c *cli.Context, talk *ui.Talk, dir *oci.Dir, ref oci.Ref, r *recipe.Re
 	previous := previousArtifact(c, dir, ref, r.Name)
 	if previous != nil {
 		defer previous.Close()
+		if moved := movedPartitions(previous.Table(), image.Table); moved != "" {
+			talk.Sayf("geometry: %s; a redeploy moves more than what changed", moved)
+		}
 	}
 	step := talk.Step("pack").Counts("packed")
 	packed, err := oci.Pack(c.Context, image.Disk, artifactConfig(r, image), dir, oci.PackOptions{
@@ -160,6 +163,24 @@ func pack(c *cli.Context, talk *ui.Talk, dir *oci.Dir, ref oci.Ref, r *recipe.Re
 	took := step.End(err)
 	image.Record.Steps = append(image.Record.Steps, build.StepTime{Step: "pack", Seconds: took.Seconds()})
 	return packed, err
+}
+
+// movedPartitions says which partitions of an earlier build of the same image
+// lie elsewhere now or have another size, which moves the files in them; "" is none.
+func movedPartitions(before, now *diskimage.Table) string {
+	var out []string
+	for _, p := range now.Partitions {
+		if before == nil || before.DiskGUID != now.DiskGUID {
+			break // another image
+		}
+		for _, old := range before.Partitions {
+			if old.GUID == p.GUID && old.Extent != p.Extent {
+				out = append(out, fmt.Sprintf("%s was %s at %s, is %s at %s", p.Name,
+					ui.Bytes(old.Extent.Len), ui.Bytes(old.Extent.Off), ui.Bytes(p.Extent.Len), ui.Bytes(p.Extent.Off)))
+			}
+		}
+	}
+	return strings.Join(out, ", ")
 }
 
 // previousArtifact is an earlier build whose compressed chunks can be used
