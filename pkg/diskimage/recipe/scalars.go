@@ -13,6 +13,8 @@ import (
 	"time"
 	"unicode"
 	"unicode/utf8"
+
+	"github.com/imgpipe/imgpipe/pkg/diskimage/tree"
 )
 
 var errBad = errors.New("bad value") // the caller says what was wanted
@@ -225,18 +227,11 @@ func checkGlob(p string) string {
 	if problem := checkPath(p); problem != "" {
 		return problem
 	}
-	only := true // only ** so far
-	for name := range strings.SplitSeq(p[1:], "/") {
-		if _, err := path.Match(name, ""); err != nil {
-			return fmt.Sprintf("%q: bad pattern %q", clip(p), clip(name))
-		}
-		if strings.Contains(name, "**") && name != "**" {
-			return fmt.Sprintf("%q: ** has to be a whole name", clip(p))
-		}
-		only = only && (name == "**" || name == "*" || name == "")
-	}
-	if only {
+	if strings.Trim(p, "/*") == "" {
 		return fmt.Sprintf("%q would remove everything", clip(p))
+	}
+	if err := tree.CheckGlob(p); err != nil {
+		return err.Error()
 	}
 	return ""
 }
