@@ -168,22 +168,49 @@ func (d *Dir) Resolve(ref Ref) (v1.Descriptor, error) {
 		return v1.Descriptor{Digest: hashOf(ref.Digest), Size: info.Size()}, nil
 	}
 	var tags []string
+	var images []v1.Descriptor
 	for _, m := range x.Manifests {
 		tag := m.Annotations[annotationRefName]
-		if tag == ref.Tag && tag != "" || ref.Tag == "" && len(x.Manifests) == 1 {
+		if tag == ref.Tag && tag != "" {
 			return m, nil
 		}
 		if tag != "" {
 			tags = append(tags, tag)
 		}
+		if ref.Tag == "" && !d.isReferrer(m) {
+			images = append(images, m)
+		}
 	}
 	switch {
+	case len(images) == 1:
+		return images[0], nil
 	case len(x.Manifests) == 0:
 		return v1.Descriptor{}, fmt.Errorf("an image: %w, which is empty", ErrNotFound)
 	case ref.Tag == "":
 		return v1.Descriptor{}, fmt.Errorf("an image without a tag: %w; name one of: %s", ErrNotFound, strings.Join(tags, ", "))
 	}
 	return v1.Descriptor{}, fmt.Errorf("tag %s: %w, which has: %s", ref.Tag, ErrNotFound, strings.Join(tags, ", "))
+}
+
+// isReferrer reports whether m is about another manifest, as a signature is, or
+// lists such ones.
+func (d *Dir) isReferrer(m v1.Descriptor) bool {
+	if strings.HasPrefix(m.Annotations[annotationRefName], "sha256-") {
+		return true
+	}
+	if m.ArtifactType == ArtifactType {
+		return false // an image, without looking
+	}
+	digest, err := digestOf(m.Digest)
+	if err != nil {
+		return false
+	}
+	b, err := d.ReadBlob(digest, m.Size, maxIndexDoc)
+	if err != nil {
+		return false
+	}
+	doc, err := parseDocument(b, m.MediaType)
+	return err == nil && doc.Subject != nil
 }
 
 // Publish lists desc in index.json under tag, which then names nothing else; with
