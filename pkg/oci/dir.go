@@ -226,34 +226,41 @@ func (d *Dir) Publish(ctx context.Context, desc v1.Descriptor, tag string) error
 	if _, err := digestOf(desc.Digest); err != nil {
 		return err
 	}
-	return d.editIndex(ctx, func(x *v1.IndexManifest) {
-		desc.Annotations = withRefName(desc.Annotations, tag)
-		has := func(m v1.Descriptor, name string) bool { return m.Annotations[annotationRefName] == name }
-		at := slices.IndexFunc(x.Manifests, func(m v1.Descriptor) bool {
-			return tag != "" && has(m, tag) || has(m, "") && m.Digest == desc.Digest
-		})
-		switch {
-		case at >= 0:
-			x.Manifests[at] = desc
-		case tag == "" && slices.ContainsFunc(x.Manifests, func(m v1.Descriptor) bool { return m.Digest == desc.Digest }):
-		default:
-			x.Manifests = append(x.Manifests, desc)
-		}
-		x.Manifests = slices.DeleteFunc(x.Manifests, func(m v1.Descriptor) bool {
-			return tag != "" && has(m, tag) && m.Digest != desc.Digest
-		})
+	return d.editIndex(ctx, func(x *v1.IndexManifest) error {
+		listUnder(x, desc, tag)
+		return nil
+	})
+}
+
+// listUnder puts desc into x under tag, which then names nothing else.
+func listUnder(x *v1.IndexManifest, desc v1.Descriptor, tag string) {
+	desc.Annotations = withRefName(desc.Annotations, tag)
+	has := func(m v1.Descriptor, name string) bool { return m.Annotations[annotationRefName] == name }
+	at := slices.IndexFunc(x.Manifests, func(m v1.Descriptor) bool {
+		return tag != "" && has(m, tag) || has(m, "") && m.Digest == desc.Digest
+	})
+	switch {
+	case at >= 0:
+		x.Manifests[at] = desc
+	case tag == "" && slices.ContainsFunc(x.Manifests, func(m v1.Descriptor) bool { return m.Digest == desc.Digest }):
+	default:
+		x.Manifests = append(x.Manifests, desc)
+	}
+	x.Manifests = slices.DeleteFunc(x.Manifests, func(m v1.Descriptor) bool {
+		return tag != "" && has(m, tag) && m.Digest != desc.Digest
 	})
 }
 
 // Remove takes tag out of index.json. Its blobs stay until GC.
 func (d *Dir) Remove(ctx context.Context, tag string) error {
 	found := false
-	err := d.editIndex(ctx, func(x *v1.IndexManifest) {
+	err := d.editIndex(ctx, func(x *v1.IndexManifest) error {
 		x.Manifests = slices.DeleteFunc(x.Manifests, func(m v1.Descriptor) bool {
 			match := tag != "" && m.Annotations[annotationRefName] == tag
 			found = found || match
 			return match
 		})
+		return nil
 	})
 	if err == nil && !found {
 		return fmt.Errorf("tag %s: %w", tag, ErrNotFound)
@@ -261,7 +268,7 @@ func (d *Dir) Remove(ctx context.Context, tag string) error {
 	return err
 }
 
-func (d *Dir) editIndex(ctx context.Context, edit func(*v1.IndexManifest)) error {
+func (d *Dir) editIndex(ctx context.Context, edit func(*v1.IndexManifest) error) error {
 	lock, err := flockDir(ctx, d.path, unix.LOCK_EX)
 	if err != nil {
 		return err
@@ -275,7 +282,9 @@ func (d *Dir) editIndex(ctx context.Context, edit func(*v1.IndexManifest)) error
 	if err != nil {
 		return err
 	}
-	edit(x)
+	if err := edit(x); err != nil {
+		return err
+	}
 	if x.Manifests == nil {
 		x.Manifests = []v1.Descriptor{}
 	}
