@@ -284,6 +284,7 @@ func (c *copier) push(ctx context.Context, d v1.Descriptor) (sent int64, err err
 		if !errors.Is(err, ErrCorrupt) {
 			break
 		}
+		distrust(c.src, d)
 	}
 	return sent, err
 }

@@ -156,6 +156,15 @@ func (s remoteStore) verify(ctx context.Context, d v1.Descriptor) error {
 func (s remoteStore) within(*Dir) bool { return false }
 func (s remoteStore) close() error     { return nil }
 
+// distruster is a Repository that can get a blob elsewhere.
+type distruster interface{ Distrust(d v1.Descriptor) }
+
+func distrust(repo Repository, d v1.Descriptor) {
+	if r, ok := repo.(distruster); ok {
+		r.Distrust(d)
+	}
+}
+
 // fetchTries is how often a blob, or a chunk, that does not match its digest is
 // asked for: the next answer may come from another mirror.
 const fetchTries = 3
@@ -186,6 +195,7 @@ func FetchBlob(ctx context.Context, repo Repository, d v1.Descriptor, limit int6
 		if diskimage.DigestOf(b) == digest {
 			return b, nil
 		}
+		distrust(repo, d)
 	}
 	return nil, &BlobError{digest, diskimage.Extent{Len: d.Size}, ErrCorrupt}
 }
