@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/imgpipe/imgpipe/pkg/internal/atomicfile"
+	"github.com/imgpipe/imgpipe/pkg/internal/blob"
 )
 
 const (
@@ -144,8 +145,9 @@ func (d *Dir) Index() (*v1.IndexManifest, error) {
 	return x, nil
 }
 
-// ErrNotFound is returned for a tag or digest that the layout does not have.
-var ErrNotFound = errors.New("not in the layout")
+// ErrNotFound is returned for a tag or digest that the layout or the
+// repository does not have.
+var ErrNotFound = blob.ErrNotFound
 
 // Resolve returns the descriptor that ref names in d; ref.Dir is not looked
 // at. It reads index.json once, and does not check the manifest.

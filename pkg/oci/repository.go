@@ -123,7 +123,7 @@ func (d *Dir) Blob(ctx context.Context, desc v1.Descriptor, off, n int64) (io.Re
 	}
 	f, err := openRegular(d.blobPath(digest))
 	if err != nil {
-		return nil, &BlobError{digest, e, err}
+		return nil, &BlobError{Blob: digest, Range: e, Err: err}
 	}
 	return &blobReader{r: io.NewSectionReader(f, off, n), c: f, blob: digest, extent: e}, nil
 }
@@ -164,7 +164,7 @@ func (d *Dir) PushBlob(ctx context.Context, desc v1.Descriptor, open func(off in
 		if err != nil {
 			return n, err
 		}
-		return n, &BlobError{want, diskimage.Extent{Len: n}, ErrCorrupt}
+		return n, &BlobError{Blob: want, Range: diskimage.Extent{Len: n}, Err: ErrCorrupt}
 	}
 	return n, w.Commit()
 }
