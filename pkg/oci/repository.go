@@ -11,6 +11,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/types"
 
 	"github.com/imgpipe/imgpipe/pkg/diskimage"
+	"github.com/imgpipe/imgpipe/pkg/oci/remote"
 )
 
 // Repository is a place that holds manifests and blobs: a *Dir, or a
@@ -38,12 +39,12 @@ type Repository interface {
 }
 
 // PushOptions change how a blob is stored.
-type PushOptions struct {
-	// MountFrom names repositories of the same registry that may have the blob.
-	MountFrom []string
-}
+type PushOptions = remote.PushOptions
 
-var _ Repository = (*Dir)(nil)
+var (
+	_ Repository = (*Dir)(nil)
+	_ Repository = (*remote.Repo)(nil)
+)
 
 // document is what all kinds of manifests have in common.
 type document struct {
