@@ -19,6 +19,7 @@ import (
 
 	"github.com/imgpipe/imgpipe/pkg/diskimage"
 	"github.com/imgpipe/imgpipe/pkg/internal/atomicfile"
+	"github.com/imgpipe/imgpipe/pkg/internal/blob"
 )
 
 const (
@@ -199,8 +200,9 @@ func (d *Dir) parseIndex(b []byte) (*v1.IndexManifest, error) {
 	return x, nil
 }
 
-// ErrNotFound is returned for a tag or digest that the layout does not have.
-var ErrNotFound = errors.New("not in the layout")
+// ErrNotFound is returned for a tag or digest that the layout or the
+// repository does not have.
+var ErrNotFound = blob.ErrNotFound
 
 // Resolve returns the descriptor that ref names in d; ref.Dir is not looked
 // at. It reads index.json once, and does not check the manifest.
