@@ -17,8 +17,9 @@ import (
 	"github.com/imgpipe/imgpipe/pkg/oci"
 )
 
-// shownFiles is how many files of a filesystem, and packages, are listed unless all are asked for.
-const shownFiles = 20
+// shown is how many files of a filesystem, and how many packages, are listed
+// unless all are asked for.
+const shown = 20
 
 func diffCommand() *cli.Command {
 	return &cli.Command{
@@ -174,8 +175,14 @@ func (d *comparison) write(out io.Writer, all bool) error {
 
 func (d *comparison) writeFetch(out io.Writer) {
 	f := d.Fetch
-	fmt.Fprintf(out, "\na machine that holds a fetches %s (%s, %s) of %s, and %s of metadata; it writes %s\n",
-		ui.Bytes(f.Wire+f.Between), count(f.Chunks, "chunk"), count(f.Requests, "request"), ui.Bytes(f.Total), ui.Bytes(f.Metadata), ui.Bytes(f.Plain+f.Zero))
+	fmt.Fprintf(out, "\na machine that holds a fetches %s of %s in %s", ui.Bytes(f.Wire), ui.Bytes(f.Total), count(f.Chunks, "chunk"))
+	if f.Chunks > 0 {
+		fmt.Fprintf(out, " by %s", count(f.Requests, "request"))
+	}
+	if f.Between > 0 {
+		fmt.Fprintf(out, " (%s with what lies between them)", ui.Bytes(f.Wire+f.Between))
+	}
+	fmt.Fprintf(out, ", and %s of metadata; it writes %s\n", ui.Bytes(f.Metadata), ui.Bytes(f.Plain+f.Zero))
 	if !f.Comparable {
 		fmt.Fprintln(out, "  (the images have chunks of different sizes: nothing can be told to be the same)")
 	}
@@ -263,7 +270,7 @@ func (d *comparison) writePackages(out io.Writer, all bool) {
 		return v.Version + " " + v.Architecture
 	}
 	for i, p := range d.Packages {
-		if i == shownFiles && !all {
+		if i == shown && !all {
 			fmt.Fprintf(out, "  … and %d more: --files lists them\n", len(d.Packages)-i)
 			break
 		}
@@ -326,7 +333,7 @@ func writeFiles(out io.Writer, fs diff.Filesystem, all bool) {
 	}
 	fmt.Fprintf(out, ": %s, %d equal\n", strings.Join(parts, ", "), fs.Equal)
 	for i, f := range fs.Files {
-		if i == shownFiles && !all {
+		if i == shown && !all {
 			fmt.Fprintf(out, "  … and %d more: --files lists them\n", len(fs.Files)-i)
 			break
 		}
