@@ -1,7 +1,6 @@
 package main
 
 import (
-	"errors"
 	"fmt"
 	"io"
 	"slices"
@@ -11,6 +10,7 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"github.com/imgpipe/imgpipe/cmd/internal/refs"
 	"github.com/imgpipe/imgpipe/cmd/internal/ui"
 	"github.com/imgpipe/imgpipe/pkg/diskimage"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/diff"
@@ -30,24 +30,25 @@ func diffCommand() *cli.Command {
 both, and of the disks only what names and metadata of changed filesystems need.
 
   imgbuild diff oci:images:1.0 oci:images:1.1
+  imgbuild diff registry.example/os/debian-server:1.0 oci:images:1.1
   imgbuild diff --json oci:images:1.0 oci:images:1.1 | jq '.filesystems[].files[].path'
 
 The exit code is 0 whether or not they differ.`,
-		Flags: []cli.Flag{
+		Flags: append([]cli.Flag{
 			&cli.BoolFlag{Name: "files", Usage: "list every file and package that differs, however many there are"},
 			&cli.BoolFlag{Name: "index-only", Usage: "read nothing of the disks: compare no files"},
 			&cli.BoolFlag{Name: "moved", Usage: "read both block maps too, and tell how much A has elsewhere on its disk"},
-		},
+			refs.PlatformFlag}, refs.Flags()...),
 		Action: func(c *cli.Context) error {
 			if c.NArg() != 2 {
 				return ui.Usagef(c, "diff needs two REFs, and has %d", c.NArg())
 			}
-			a, err := openArtifact(c, c.Args().Get(0))
+			a, err := refs.Artifact(c, c.Args().Get(0))
 			if err != nil {
 				return err
 			}
 			defer a.Close()
-			b, err := openArtifact(c, c.Args().Get(1))
+			b, err := refs.Artifact(c, c.Args().Get(1))
 			if err != nil {
 				return err
 			}
@@ -114,7 +115,7 @@ func compare(c *cli.Context, a, b *oci.Artifact) (*comparison, error) {
 	if c.Bool("moved") {
 		m, err := changes.MovedChunks(b.Index(), blockMap(c, a), blockMap(c, b))
 		if err != nil {
-			return nil, sourceError(err)
+			return nil, refs.Fail(err)
 		}
 		d.Fetch.Moved = &m
 	}
@@ -126,10 +127,7 @@ func compare(c *cli.Context, a, b *oci.Artifact) (*comparison, error) {
 	d.Filesystems, d.Read.Read, err = diff.Files(imageOf(c, a), imageOf(c, b))
 	step.Set(d.Read.Wire, 0)
 	step.Counts("read").End(err)
-	if _, ok := errors.AsType[*oci.BlobError](err); ok {
-		return nil, sourceError(err)
-	}
-	return d, err
+	return d, refs.Fail(err) // it is one of reading the images
 }
 
 func blockMap(c *cli.Context, a *oci.Artifact) diff.BlockMap {
