@@ -177,8 +177,8 @@ func (d *comparison) writeFetch(out io.Writer) {
 	if f.Chunks > 0 {
 		fmt.Fprintf(out, " by %s", count(f.Requests, "request"))
 	}
-	if f.Between > 0 {
-		fmt.Fprintf(out, " (%s with what lies between them)", ui.Bytes(f.Wire+f.Between))
+	if along := ui.Bytes(f.Wire + f.Between); along != ui.Bytes(f.Wire) {
+		fmt.Fprintf(out, " (%s with what lies between them)", along)
 	}
 	fmt.Fprintf(out, ", and %s of metadata; it writes %s\n", ui.Bytes(f.Metadata), ui.Bytes(f.Plain+f.Zero))
 	if !f.Comparable {
