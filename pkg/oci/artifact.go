@@ -3,6 +3,7 @@ package oci
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"slices"
@@ -22,70 +23,91 @@ type Artifact struct {
 	config   *Config
 	index    *diskimage.Index
 	store    store
+	owned    *Dir // that Close closes, or nil
 }
 
-// Open resolves ref once and loads manifest, config and index, each compared
-// with its digest and with the others. Whatever happens to the tag afterwards,
-// the Artifact stays the same image.
+// Open opens the artifact that ref names in a layout directory, and pins its
+// digest: whatever happens to the tag afterwards, the Artifact stays the same
+// image. Manifest, config and index are compared with their digests and with
+// each other. References to a registry go through Resolve.
 func Open(ctx context.Context, ref Ref) (*Artifact, error) {
+	if !ref.IsLayout() {
+		return nil, fmt.Errorf("%v: is in a registry, not in a layout", ref)
+	}
 	d, err := OpenDir(ctx, ref.Dir)
 	if err != nil {
 		return nil, fmt.Errorf("%v: %w", ref, err)
 	}
-	a, err := d.open(ctx, ref, true)
+	a, err := d.Open(ctx, ref)
 	if err != nil {
 		_ = d.Close() // it was only read
 		return nil, err
 	}
+	a.owned = d
 	return a, nil
 }
 
 // Open opens an artifact of d, as the function Open does; ref.Dir is not
 // looked at. Closing it does not close d.
 func (d *Dir) Open(ctx context.Context, ref Ref) (*Artifact, error) {
-	return d.open(ctx, ref, false)
+	ref.Dir = d.path
+	pin, err := Resolve(ctx, d, ref)
+	if err != nil {
+		return nil, err
+	}
+	return pin.Open(ctx)
 }
 
-func (d *Dir) open(ctx context.Context, ref Ref, owned bool) (*Artifact, error) {
-	ref.Dir = d.path
-	desc, err := d.Resolve(ref)
-	if err != nil {
+// Pin is what a reference named when it was resolved, for good.
+type Pin struct {
+	Ref Ref
+	// Root is the manifest that the reference names: Image's, or that of an
+	// image index that lists it.
+	Root, Image v1.Descriptor
+
+	repo     Repository
+	manifest []byte // of Image
+}
+
+// Resolve reads the manifest that ref names, and where that is an image index,
+// the one for ref.Platform in it. Nothing else is read: whether the image is to
+// be trusted can be settled by the pin's digests before Open.
+func Resolve(ctx context.Context, repo Repository, ref Ref) (*Pin, error) {
+	p := &Pin{Ref: ref, repo: repo}
+	var err error
+	if p.manifest, p.Root, err = repo.Manifest(ctx, ref.reference()); err != nil {
 		return nil, fmt.Errorf("%v: %w", ref, err)
 	}
-	s := newLayoutStore(d, owned)
-	a, err := load(ctx, s, desc, ref.Platform)
+	p.Image = p.Root
+	if p.Root.MediaType == types.OCIImageIndex {
+		if p.Image, err = choose(p.manifest, ref.Platform); err == nil {
+			p.manifest, p.Image, err = repo.Manifest(ctx, p.Image.Digest.String())
+		}
+		if err != nil {
+			return nil, fmt.Errorf("%v: %w", ref, err)
+		}
+	}
+	return p, nil
+}
+
+// Digest returns the digest of the image's manifest.
+func (p *Pin) Digest() diskimage.Digest { return diskimage.DigestOf(p.manifest) }
+
+// Open loads the image.
+func (p *Pin) Open(ctx context.Context) (*Artifact, error) {
+	s := newStore(p.repo)
+	a, err := load(ctx, s, p.manifest, p.Ref.Platform)
 	if err != nil {
-		s.owned = false
 		_ = s.close() // it was only read
-		return nil, fmt.Errorf("%v: %w", ref, err)
+		return nil, fmt.Errorf("%v: %w", p.Ref, err)
 	}
 	return a, nil
 }
 
-// load reads the artifact that desc describes, or an index of artifacts.
-func load(ctx context.Context, s store, desc v1.Descriptor, platform string) (*Artifact, error) {
-	b, err := s.fetch(ctx, desc, MaxManifest)
-	if err != nil {
-		return nil, err
-	}
-	var doc struct {
-		MediaType types.MediaType `json:"mediaType"`
-	}
-	if err := json.Unmarshal(b, &doc); err != nil {
-		return nil, fmt.Errorf("manifest: %w", err)
-	}
-	if doc.MediaType == types.OCIImageIndex {
-		if desc, err = choose(b, platform); err != nil {
-			return nil, err
-		}
-		if b, err = s.fetch(ctx, desc, MaxManifest); err != nil {
-			return nil, err
-		}
-	}
-	a := &Artifact{size: int64(len(b)), store: s}
-	if a.digest, err = digestOf(desc.Digest); err != nil {
-		return nil, err
-	}
+// load reads the artifact that the bytes of a manifest describe.
+func load(ctx context.Context, s store, b []byte, platform string) (*Artifact, error) {
+	a := &Artifact{size: int64(len(b)), store: s, digest: diskimage.DigestOf(b)}
+	var err error
 	if a.manifest, err = parseManifest(b); err != nil {
 		return nil, err
 	}
@@ -143,7 +165,13 @@ func choose(b []byte, platform string) (v1.Descriptor, error) {
 }
 
 // Close ends the use of the artifact's store.
-func (a *Artifact) Close() error { return a.store.close() }
+func (a *Artifact) Close() error {
+	err := a.store.close()
+	if a.owned != nil {
+		err = errors.Join(err, a.owned.Close())
+	}
+	return err
+}
 
 // Digest returns the digest of the artifact's manifest.
 func (a *Artifact) Digest() diskimage.Digest { return a.digest }
@@ -188,6 +216,17 @@ func (a *Artifact) ReadFrames(ctx context.Context, segment int, off, length int6
 		return nil, fmt.Errorf("segment %d: %w", segment, err)
 	}
 	return a.store.read(ctx, d, off, length)
+}
+
+// Distrust says that what ReadFrames gave of a segment was wrong. It reports
+// whether asking again may give something else: from a registry or another of
+// its mirrors, not from a layout.
+func (a *Artifact) Distrust(segment int) bool {
+	s, ok := a.store.(remoteStore)
+	if ok {
+		distrust(s.repo, a.manifest.segments[segment])
+	}
+	return ok
 }
 
 // VerifyBlobs reads every distinct blob of the artifact and compares it with

@@ -79,7 +79,7 @@ func TestReadAfterCloseIsAnError(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := newLayoutStore(d, false)
+	s := newStore(d)
 	if err := s.close(); err != nil {
 		t.Fatal(err)
 	}

@@ -207,7 +207,7 @@ func TestContradictionsAreRefused(t *testing.T) {
 		"disk digest":   {func(m, c map[string]any) { c["disk"].(map[string]any)["digest"] = "sha256:" + strings.Repeat("a", 64) }, "another disk"},
 		"index digest":  {func(m, c map[string]any) { c["disk"].(map[string]any)["index"] = "sha256:" + strings.Repeat("a", 64) }, "another disk"},
 		"no platform":   {func(m, c map[string]any) { c["os"] = "" }, "os, architecture"},
-		"huge manifest": {func(m, c map[string]any) { m["x"] = strings.Repeat("x", MaxManifest) }, "at most"},
+		"huge manifest": {func(m, c map[string]any) { m["x"] = strings.Repeat("x", MaxManifest) }, "fewer than"},
 		"huge config":   {func(m, c map[string]any) { c["x"] = strings.Repeat("x", MaxConfig) }, "at most"},
 		"table too long": {func(m, c map[string]any) {
 			c["disk"].(map[string]any)["table"] = map[string]any{"diskSize": 1 << 30, "sectorSize": 512,

@@ -168,22 +168,49 @@ func (d *Dir) Resolve(ref Ref) (v1.Descriptor, error) {
 		return v1.Descriptor{Digest: hashOf(ref.Digest), Size: info.Size()}, nil
 	}
 	var tags []string
+	var images []v1.Descriptor
 	for _, m := range x.Manifests {
 		tag := m.Annotations[annotationRefName]
-		if tag == ref.Tag && tag != "" || ref.Tag == "" && len(x.Manifests) == 1 {
+		if tag == ref.Tag && tag != "" {
 			return m, nil
 		}
 		if tag != "" {
 			tags = append(tags, tag)
 		}
+		if ref.Tag == "" && !d.isReferrer(m) {
+			images = append(images, m)
+		}
 	}
 	switch {
+	case len(images) == 1:
+		return images[0], nil
 	case len(x.Manifests) == 0:
 		return v1.Descriptor{}, fmt.Errorf("an image: %w, which is empty", ErrNotFound)
 	case ref.Tag == "":
 		return v1.Descriptor{}, fmt.Errorf("an image without a tag: %w; name one of: %s", ErrNotFound, strings.Join(tags, ", "))
 	}
 	return v1.Descriptor{}, fmt.Errorf("tag %s: %w, which has: %s", ref.Tag, ErrNotFound, strings.Join(tags, ", "))
+}
+
+// isReferrer reports whether m is about another manifest, as a signature is, or
+// lists such ones.
+func (d *Dir) isReferrer(m v1.Descriptor) bool {
+	if strings.HasPrefix(m.Annotations[annotationRefName], "sha256-") {
+		return true
+	}
+	if m.ArtifactType == ArtifactType {
+		return false // an image, without looking
+	}
+	digest, err := digestOf(m.Digest)
+	if err != nil {
+		return false
+	}
+	b, err := d.ReadBlob(digest, m.Size, maxIndexDoc)
+	if err != nil {
+		return false
+	}
+	doc, err := parseDocument(b, m.MediaType)
+	return err == nil && doc.Subject != nil
 }
 
 // Publish lists desc in index.json under tag, which then names nothing else; with
@@ -199,34 +226,41 @@ func (d *Dir) Publish(ctx context.Context, desc v1.Descriptor, tag string) error
 	if _, err := digestOf(desc.Digest); err != nil {
 		return err
 	}
-	return d.editIndex(ctx, func(x *v1.IndexManifest) {
-		desc.Annotations = withRefName(desc.Annotations, tag)
-		has := func(m v1.Descriptor, name string) bool { return m.Annotations[annotationRefName] == name }
-		at := slices.IndexFunc(x.Manifests, func(m v1.Descriptor) bool {
-			return tag != "" && has(m, tag) || has(m, "") && m.Digest == desc.Digest
-		})
-		switch {
-		case at >= 0:
-			x.Manifests[at] = desc
-		case tag == "" && slices.ContainsFunc(x.Manifests, func(m v1.Descriptor) bool { return m.Digest == desc.Digest }):
-		default:
-			x.Manifests = append(x.Manifests, desc)
-		}
-		x.Manifests = slices.DeleteFunc(x.Manifests, func(m v1.Descriptor) bool {
-			return tag != "" && has(m, tag) && m.Digest != desc.Digest
-		})
+	return d.editIndex(ctx, func(x *v1.IndexManifest) error {
+		listUnder(x, desc, tag)
+		return nil
+	})
+}
+
+// listUnder puts desc into x under tag, which then names nothing else.
+func listUnder(x *v1.IndexManifest, desc v1.Descriptor, tag string) {
+	desc.Annotations = withRefName(desc.Annotations, tag)
+	has := func(m v1.Descriptor, name string) bool { return m.Annotations[annotationRefName] == name }
+	at := slices.IndexFunc(x.Manifests, func(m v1.Descriptor) bool {
+		return tag != "" && has(m, tag) || has(m, "") && m.Digest == desc.Digest
+	})
+	switch {
+	case at >= 0:
+		x.Manifests[at] = desc
+	case tag == "" && slices.ContainsFunc(x.Manifests, func(m v1.Descriptor) bool { return m.Digest == desc.Digest }):
+	default:
+		x.Manifests = append(x.Manifests, desc)
+	}
+	x.Manifests = slices.DeleteFunc(x.Manifests, func(m v1.Descriptor) bool {
+		return tag != "" && has(m, tag) && m.Digest != desc.Digest
 	})
 }
 
 // Remove takes tag out of index.json. Its blobs stay until GC.
 func (d *Dir) Remove(ctx context.Context, tag string) error {
 	found := false
-	err := d.editIndex(ctx, func(x *v1.IndexManifest) {
+	err := d.editIndex(ctx, func(x *v1.IndexManifest) error {
 		x.Manifests = slices.DeleteFunc(x.Manifests, func(m v1.Descriptor) bool {
 			match := tag != "" && m.Annotations[annotationRefName] == tag
 			found = found || match
 			return match
 		})
+		return nil
 	})
 	if err == nil && !found {
 		return fmt.Errorf("tag %s: %w", tag, ErrNotFound)
@@ -234,7 +268,7 @@ func (d *Dir) Remove(ctx context.Context, tag string) error {
 	return err
 }
 
-func (d *Dir) editIndex(ctx context.Context, edit func(*v1.IndexManifest)) error {
+func (d *Dir) editIndex(ctx context.Context, edit func(*v1.IndexManifest) error) error {
 	lock, err := flockDir(ctx, d.path, unix.LOCK_EX)
 	if err != nil {
 		return err
@@ -248,7 +282,9 @@ func (d *Dir) editIndex(ctx context.Context, edit func(*v1.IndexManifest)) error
 	if err != nil {
 		return err
 	}
-	edit(x)
+	if err := edit(x); err != nil {
+		return err
+	}
 	if x.Manifests == nil {
 		x.Manifests = []v1.Descriptor{}
 	}

@@ -172,6 +172,7 @@ func FuzzParseIndex(f *testing.F) {
 func FuzzParseRef(f *testing.F) {
 	f.Add("oci:dir:v1@sha256:" + strings.Repeat("ab", 32))
 	f.Add("oci:/var/lib/x")
+	f.Add("registry.example:5000/a/b:c")
 	f.Fuzz(func(t *testing.T, s string) {
 		r, err := ParseRef(s)
 		if err == nil && r.String() != s {
@@ -251,11 +252,25 @@ func TestParseRef(t *testing.T) {
 		"oci:d:-t":                          {},
 		"oci:a:b:c":                         {},
 		"oci:d@sha256:" + hex[1:]:           {},
-		"registry.example/x:1":              {},
+		"registry.example/x:1":              {Registry: "registry.example", Name: "x", Tag: "1"},
+		"localhost/a/b_c/d-e":               {Registry: "localhost", Name: "a/b_c/d-e"},
+		"127.0.0.1:5000/x@sha256:" + hex:    {Registry: "127.0.0.1:5000", Name: "x", Digest: must(diskimage.ParseDigest("sha256:" + hex))},
+		"[::1]:5000/x:t":                    {Registry: "[::1]:5000", Name: "x", Tag: "t"},
+		"images:x":                          {},
+		"images/x:1":                        {},
+		"registry.example":                  {},
+		"registry.example/":                 {},
+		"registry.example/X":                {},
+		"registry.example/a//b":             {},
+		"registry.example/a/../b":           {},
+		"registry.example/a:b/c":            {},
+		"registry.example/a@md5:00":         {},
+		"user@registry.example/a":           {},
+		"http://registry.example/a":         {},
 		"oci:d:" + strings.Repeat("t", 129): {},
 	} {
 		got, err := ParseRef(s)
-		if got != want || (err == nil) != (want.Dir != "") {
+		if got != want || (err == nil) != (want != Ref{}) {
 			t.Errorf("%q: got %+v, %v, want %+v", s, got, err, want)
 		}
 	}

@@ -8,29 +8,36 @@ import (
 	"github.com/imgpipe/imgpipe/pkg/diskimage"
 )
 
-// Ref names an artifact: a layout directory, and in it a tag, a digest, both
-// (the digest decides), or neither.
+// Ref names an artifact: a place, which is a layout directory (Dir) or a
+// repository of a registry (Registry and Name), and in it a tag, a digest, both
+// (the digest decides), or for a layout neither.
 type Ref struct {
-	Dir    string
-	Tag    string
-	Digest diskimage.Digest // zero if not pinned
+	Dir      string
+	Registry string // HOST[:PORT]
+	Name     string // of the repository: acme/images/server
+	Tag      string
+	Digest   diskimage.Digest // zero if not pinned
 	// Platform is "os/architecture", for a reference to an image for several;
 	// "" is the only one. It is not part of the text form.
 	Platform string
 }
 
-// tagPattern is what a tag may be: distribution-spec 1.1, "Pulling manifests".
-var tagPattern = regexp.MustCompile(`^[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}$`)
+var (
+	// tagPattern and namePattern are distribution-spec 1.1, "Pulling manifests".
+	tagPattern  = regexp.MustCompile(`^[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}$`)
+	namePattern = regexp.MustCompile(`^[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*(/[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*)*$`)
+	hostPattern = regexp.MustCompile(`^([a-zA-Z0-9]([a-zA-Z0-9-]*[a-zA-Z0-9])?(\.[a-zA-Z0-9]([a-zA-Z0-9-]*[a-zA-Z0-9])?)*|\[[0-9a-fA-F:.]+\])(:[0-9]{1,5})?$`)
+)
 
-// ParseRef reads "oci:DIR[:TAG][@sha256:HEX]". DIR may not hold a colon: other
-// tools that read layouts could not name it.
+// ParseRef reads "oci:DIR[:TAG][@sha256:HEX]" or
+// "HOST[:PORT]/NAME[:TAG][@sha256:HEX]". DIR may not hold a colon: other tools
+// that read layouts could not name it. HOST is never left out: it has a dot or
+// a port, or is localhost, so that a mistyped path does not go to somebody's
+// registry.
 func ParseRef(s string) (Ref, error) {
-	rest, ok := strings.CutPrefix(s, "oci:")
-	if !ok {
-		return Ref{}, fmt.Errorf("reference %q: want oci:DIR[:TAG][@sha256:…]", s)
-	}
+	rest, layout := strings.CutPrefix(s, "oci:")
 	var r Ref
-	if i := strings.LastIndex(rest, "@sha256:"); i >= 0 {
+	if i := strings.LastIndex(rest, "@"); i >= 0 && (strings.HasPrefix(rest[i+1:], "sha256:") || !layout) {
 		d, err := diskimage.ParseDigest(rest[i+1:])
 		if err != nil {
 			return Ref{}, fmt.Errorf("reference %q: %w", s, err)
@@ -40,22 +47,53 @@ func ParseRef(s string) (Ref, error) {
 		}
 		r.Digest, rest = d, rest[:i]
 	}
-	var tagged bool
-	r.Dir, r.Tag, tagged = strings.Cut(rest, ":")
-	if r.Dir == "" || strings.ContainsRune(r.Dir, 0) {
-		return Ref{}, fmt.Errorf("reference %q: names no directory", s)
+	var err error
+	if layout {
+		err = r.parseLayout(rest)
+	} else {
+		err = r.parseRegistry(rest)
 	}
-	if tagged {
-		if err := checkTag(r.Tag); err != nil {
-			return Ref{}, fmt.Errorf("reference %q: %w", s, err)
-		}
+	if err != nil {
+		return Ref{}, fmt.Errorf("reference %q: %w", s, err)
 	}
 	return r, nil
 }
 
+func (r *Ref) parseLayout(rest string) error {
+	var tagged bool
+	r.Dir, r.Tag, tagged = strings.Cut(rest, ":")
+	if r.Dir == "" || strings.ContainsRune(r.Dir, 0) {
+		return fmt.Errorf("names no directory")
+	}
+	if tagged {
+		return checkTag(r.Tag)
+	}
+	return nil
+}
+
+func (r *Ref) parseRegistry(rest string) error {
+	host, name, ok := strings.Cut(rest, "/")
+	if !ok || !strings.ContainsAny(host, ".:") && host != "localhost" {
+		return fmt.Errorf("want oci:DIR[:TAG] for a layout, or HOST/NAME:TAG for a registry (docker.io/library/… for Docker Hub's)")
+	}
+	if !hostPattern.MatchString(host) {
+		return fmt.Errorf("%q is no registry host", host)
+	}
+	var tagged bool
+	name, r.Tag, tagged = strings.Cut(name, ":")
+	if len(name) > 255 || !namePattern.MatchString(name) {
+		return fmt.Errorf("repository %q: want lower-case letters and digits, with '.', '_', '-' between them and '/' between parts", name)
+	}
+	r.Registry, r.Name = host, name
+	if tagged {
+		return checkTag(r.Tag)
+	}
+	return nil
+}
+
 // String returns the form that ParseRef reads.
 func (r Ref) String() string {
-	s := "oci:" + r.Dir
+	s := r.Place()
 	if r.Tag != "" {
 		s += ":" + r.Tag
 	}
@@ -63,6 +101,26 @@ func (r Ref) String() string {
 		s += "@" + r.Digest.String()
 	}
 	return s
+}
+
+// Place returns the reference without tag and digest: oci:DIR or HOST/NAME.
+func (r Ref) Place() string {
+	if r.IsLayout() {
+		return "oci:" + r.Dir
+	}
+	return r.Registry + "/" + r.Name
+}
+
+// IsLayout reports whether the reference names a layout directory.
+func (r Ref) IsLayout() bool { return r.Registry == "" }
+
+// reference returns what a Repository calls the artifact: the digest, else the
+// tag; "" is a layout's only image.
+func (r Ref) reference() string {
+	if !r.Digest.IsZero() {
+		return r.Digest.String()
+	}
+	return r.Tag
 }
 
 func checkTag(tag string) error {

@@ -2,6 +2,7 @@ package oci
 
 import (
 	"context"
+	"crypto/sha256"
 	"fmt"
 	"io"
 	"os"
@@ -26,17 +27,20 @@ type store interface {
 	close() error
 }
 
+// newStore returns the store for the blobs of repo.
+func newStore(repo Repository) store {
+	if d, ok := repo.(*Dir); ok {
+		return &layoutStore{dir: d, files: map[v1.Hash]*os.File{}}
+	}
+	return remoteStore{repo}
+}
+
 // layoutStore reads blobs of a layout. Files stay open until close: a blob
 // that is replaced meanwhile does not change under a reader.
 type layoutStore struct {
 	dir   *Dir
-	owned bool // close closes dir
 	mu    sync.Mutex
 	files map[v1.Hash]*os.File
-}
-
-func newLayoutStore(d *Dir, owned bool) *layoutStore {
-	return &layoutStore{dir: d, owned: owned, files: map[v1.Hash]*os.File{}}
 }
 
 func (s *layoutStore) fetch(ctx context.Context, d v1.Descriptor, limit int64) ([]byte, error) {
@@ -115,16 +119,92 @@ func (s *layoutStore) close() error {
 		_ = f.Close() // only read
 	}
 	s.files = nil
-	if s.owned {
-		return s.dir.Close()
+	return nil
+}
+
+// remoteStore reads blobs of a registry.
+type remoteStore struct{ repo Repository }
+
+func (s remoteStore) fetch(ctx context.Context, d v1.Descriptor, limit int64) ([]byte, error) {
+	return FetchBlob(ctx, s.repo, d, limit)
+}
+
+func (s remoteStore) read(ctx context.Context, d v1.Descriptor, off, n int64) (io.ReadCloser, error) {
+	return s.repo.Blob(ctx, d, off, n)
+}
+
+func (s remoteStore) verify(ctx context.Context, d v1.Descriptor) error {
+	digest, err := digestOf(d.Digest)
+	if err != nil {
+		return err
+	}
+	body, err := s.repo.Blob(ctx, d, 0, d.Size)
+	if err != nil {
+		return err
+	}
+	defer body.Close()
+	h := sha256.New()
+	if _, err := io.Copy(h, body); err != nil {
+		return err
+	}
+	if diskimage.Digest(h.Sum(nil)) != digest {
+		return &BlobError{digest, diskimage.Extent{Len: d.Size}, ErrCorrupt}
 	}
 	return nil
+}
+
+func (s remoteStore) within(*Dir) bool { return false }
+func (s remoteStore) close() error     { return nil }
+
+// distruster is a Repository that can get a blob elsewhere.
+type distruster interface{ Distrust(d v1.Descriptor) }
+
+func distrust(repo Repository, d v1.Descriptor) {
+	if r, ok := repo.(distruster); ok {
+		r.Distrust(d)
+	}
+}
+
+// fetchTries is how often a blob, or a chunk, that does not match its digest is
+// asked for: the next answer may come from another mirror.
+const fetchTries = 3
+
+// FetchBlob returns a whole blob of at most limit bytes, compared with its
+// digest.
+func FetchBlob(ctx context.Context, repo Repository, d v1.Descriptor, limit int64) ([]byte, error) {
+	digest, err := digestOf(d.Digest)
+	if err != nil {
+		return nil, err
+	}
+	if d.Size < 0 || d.Size > limit {
+		return nil, fmt.Errorf("blob %v has %d bytes, at most %d are allowed", digest, d.Size, limit)
+	}
+	b := make([]byte, d.Size)
+	for range fetchTries {
+		body, err := repo.Blob(ctx, d, 0, d.Size)
+		if err != nil {
+			return nil, err
+		}
+		_, err = io.ReadFull(body, b)
+		if cerr := body.Close(); err == nil {
+			err = cerr
+		}
+		if err != nil {
+			return nil, err
+		}
+		if diskimage.DigestOf(b) == digest {
+			return b, nil
+		}
+		distrust(repo, d)
+	}
+	return nil, &BlobError{digest, diskimage.Extent{Len: d.Size}, ErrCorrupt}
 }
 
 // blobReader says in its errors which bytes of which blob it was to give, and
 // takes an early end for an error.
 type blobReader struct {
 	r      io.Reader
+	c      io.Closer // may be nil
 	blob   diskimage.Digest
 	extent diskimage.Extent
 	n      int64
@@ -142,4 +222,9 @@ func (b *blobReader) Read(p []byte) (int, error) {
 	return n, err
 }
 
-func (b *blobReader) Close() error { return nil }
+func (b *blobReader) Close() error {
+	if b.c == nil {
+		return nil
+	}
+	return b.c.Close()
+}
