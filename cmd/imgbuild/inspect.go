@@ -91,7 +91,7 @@ func (in *inspection) write(out io.Writer, packages bool) error {
 	row := func(name, format string, args ...any) {
 		fmt.Fprintf(w, "%s\t"+format+"\n", append([]any{name}, args...)...)
 	}
-	row("image", "%s %s, %s/%s", c.Name, c.Version, c.OS, c.Architecture)
+	row("image", "%s, %s/%s", strings.TrimSpace(c.Name+" "+c.Version), c.OS, c.Architecture)
 	row("digest", "%s", in.Digest)
 	row("disk digest", "%s", c.Disk.Digest)
 	row("epoch", "%s", c.Epoch.Format("2006-01-02T15:04:05Z07:00"))
