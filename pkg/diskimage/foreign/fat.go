@@ -26,7 +26,9 @@ type fatVolume struct {
 
 // FATType tells which FAT, if any, starts at off: "fat12", "fat16" or "fat32".
 // It goes by the count of clusters, as Microsoft's specification (fatgen103,
-// "FAT Type Determination") demands, not by the label in the boot sector.
+// "FAT Type Determination") demands, not by the label in the boot sector; but a
+// volume without a 16-bit length of its FATs is FAT32 however few clusters it has,
+// as Linux, UEFI firmware and blkid read what mkfs.fat -F 32 makes.
 func FATType(r io.ReaderAt, off int64) (string, error) {
 	v, err := openFAT(r, off)
 	if err != nil {
@@ -64,13 +66,13 @@ func openFAT(r io.ReaderAt, off int64) (*fatVolume, error) {
 	v.root, v.rootLen = v.fat+int64(b[16])*v.fatLen, rootDir*sector
 	v.data = v.root + v.rootLen
 	switch {
-	case v.count < 4085:
-		v.kind = "fat12"
-	case v.count < 65525:
-		v.kind = "fat16"
-	default:
+	case u16(22) == 0 || v.count >= 65525:
 		v.kind = "fat32"
 		v.root, v.rootLen = u32(44), 0
+	case v.count < 4085:
+		v.kind = "fat12"
+	default:
+		v.kind = "fat16"
 	}
 	return v, nil
 }
