@@ -136,19 +136,6 @@ func runImport(c *cli.Context) (err error) {
 	})
 }
 
-// contents says in a few words what is on a disk.
-func contents(d oci.DiskConfig) string {
-	switch {
-	case d.Table != nil:
-		return fmt.Sprintf("GPT of %d partitions", len(d.Table.Partitions))
-	case d.MBR != nil:
-		return fmt.Sprintf("MBR of %d partitions", len(d.MBR.Partitions))
-	case d.Filesystem != nil:
-		return d.Filesystem.Type + " without partitions"
-	}
-	return "no partitions"
-}
-
 // importing is what the command line says of an import.
 type importing struct {
 	ref    oci.Ref

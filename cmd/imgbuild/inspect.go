@@ -105,6 +105,9 @@ func (in *inspection) write(out io.Writer, packages bool) error {
 	if t := c.Test; t != nil {
 		row("test", "expects %s within %d s, rejects %s", quoted(t.Expect), t.TimeoutSeconds, quoted(t.Reject))
 	}
+	if f := c.Disk.Filesystem; f != nil {
+		row("filesystem", "%s, label %s, UUID %s", f.Type, cmp.Or(f.Label, "none"), cmp.Or(f.UUID, "none"))
+	}
 	row("packages", "%d", len(c.Packages))
 	for _, a := range c.Archives {
 		row("  from", "%s, InRelease %s", a.Suite, a.Digest)
@@ -122,6 +125,9 @@ func (in *inspection) write(out io.Writer, packages bool) error {
 			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", p.Name, ui.Bytes(p.Extent.Off), ui.Bytes(p.Extent.Len),
 				grows, cmp.Or(p.Filesystem.Type, "none"), cmp.Or(p.Filesystem.Label, "none"), p.GUID)
 		}
+	}
+	if c.Disk.MBR != nil {
+		writeMBR(w, c.Disk.MBR)
 	}
 	if packages {
 		fmt.Fprintln(w, "\npackage\tversion\tarchitecture")
