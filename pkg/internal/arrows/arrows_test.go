@@ -27,7 +27,8 @@ var rules = []struct {
 	{pkg: "pkg/deliver", banned: []string{"golang.org/x/sys/unix", module + "pkg/deliver/blockdev"}, why: "the engine knows no Linux"},
 	{pkg: "cmd/internal/ui", banned: []string{module + "pkg/..."}, why: "ui is about talking"},
 	{pkg: "cmd/imgpush", banned: []string{module + "pkg/diskimage/build", module + "pkg/diskimage/packages", module + "pkg/diskimage/customize",
-		module + "pkg/diskimage/mkfs/ext4", module + "pkg/diskimage/recipe", module + "pkg/diskimage/diff", module + "cmd/internal/qemu"}, why: "imgpush is the agent: it builds nothing"},
+		module + "pkg/diskimage/mkfs/ext4", module + "pkg/diskimage/recipe", module + "pkg/diskimage/diff", module + "pkg/diskimage/foreign",
+		module + "pkg/diskimage/virtdisk", module + "cmd/internal/qemu"}, why: "imgpush is the agent: it builds nothing"},
 	{pkg: "cmd/imgbuild", banned: []string{module + "pkg/deliver/..."}, why: "imgbuild writes no disks"},
 }
 
