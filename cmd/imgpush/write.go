@@ -18,7 +18,11 @@ import (
 	"github.com/imgpipe/imgpipe/pkg/oci"
 )
 
-var _ deliver.Source = (*oci.Artifact)(nil) // where the two sides meet
+// Where the two sides meet.
+var (
+	_ deliver.Source     = (*oci.Artifact)(nil)
+	_ deliver.Distruster = (*oci.Artifact)(nil)
+)
 
 func writeCommand() *cli.Command {
 	return &cli.Command{

@@ -114,6 +114,9 @@ func (f *fetcher) request(ctx context.Context, chunks []int32, into func(diskima
 		}
 		start = f.meter.now()
 		if err := f.decode(c, place); err != nil {
+			if d, ok := f.source.(Distruster); ok {
+				d.Distrust(c.Segment)
+			}
 			return n, err
 		}
 		start = f.meter.lap(&f.meter.cores, start)

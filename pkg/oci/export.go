@@ -108,7 +108,8 @@ func (d *chunkDecoder) export(ctx context.Context, f io.WriterAt, group []diskim
 			return 0, err
 		}
 		p := plain[:c.Len]
-		if err := d.decode(p, src[c.Frame.Off-base:][:c.Frame.Len], c); err != nil {
+		frame := src[c.Frame.Off-base:][:c.Frame.Len]
+		if err := d.chunk(ctx, p, frame, c); err != nil {
 			return 0, err
 		}
 		if err := writeSparse(f, p, c.Off); err != nil {

@@ -128,14 +128,15 @@ func (r *reader) decode(dst []byte, c *diskimage.Chunk) error {
 	if err != nil {
 		return err
 	}
-	return d.decode(dst, src, c)
+	return d.chunk(r.ctx, dst, src, c)
 }
 
 // chunkDecoder reads, decodes and verifies chunks. It is not for concurrent use.
 type chunkDecoder struct {
-	a   *Artifact
-	dec *frame.Decoder
-	buf []byte
+	a     *Artifact
+	dec   *frame.Decoder
+	buf   []byte
+	again []byte // a frame that is read once more
 }
 
 func newChunkDecoder(a *Artifact) (*chunkDecoder, error) {
@@ -148,10 +149,14 @@ func newChunkDecoder(a *Artifact) (*chunkDecoder, error) {
 
 // read returns bytes e of a segment's blob, until the next call.
 func (d *chunkDecoder) read(ctx context.Context, segment int, e diskimage.Extent) ([]byte, error) {
-	if int64(cap(d.buf)) < e.Len {
-		d.buf = make([]byte, e.Len)
+	return d.readInto(ctx, &d.buf, segment, e)
+}
+
+func (d *chunkDecoder) readInto(ctx context.Context, buf *[]byte, segment int, e diskimage.Extent) ([]byte, error) {
+	if int64(cap(*buf)) < e.Len {
+		*buf = make([]byte, e.Len)
 	}
-	b := d.buf[:e.Len]
+	b := (*buf)[:e.Len]
 	body, err := d.a.ReadFrames(ctx, segment, e.Off, e.Len)
 	if err != nil {
 		return nil, err
@@ -161,6 +166,19 @@ func (d *chunkDecoder) read(ctx context.Context, segment int, e diskimage.Extent
 		return nil, err
 	}
 	return b, nil
+}
+
+// chunk decodes c from src, and where that is not what it should be asks the
+// store for it again, if the next answer may be another.
+func (d *chunkDecoder) chunk(ctx context.Context, dst, src []byte, c *diskimage.Chunk) error {
+	err := d.decode(dst, src, c)
+	for try := 1; err != nil && try < fetchTries && d.a.Distrust(c.Segment); try++ {
+		if src, err = d.readInto(ctx, &d.again, c.Segment, c.Frame); err != nil {
+			return err
+		}
+		err = d.decode(dst, src, c)
+	}
+	return err
 }
 
 // decode turns the frame of c into its plain bytes and verifies them.
@@ -173,5 +191,5 @@ func (d *chunkDecoder) decode(dst, src []byte, c *diskimage.Chunk) error {
 	if err != nil {
 		cause = fmt.Errorf("chunk %v of the disk %w: %w", c.Extent, ErrCorrupt, err)
 	}
-	return &BlobError{d.a.index.Segments[c.Segment].Digest, c.Frame, cause}
+	return &BlobError{Blob: d.a.index.Segments[c.Segment].Digest, Range: c.Frame, Err: cause}
 }
