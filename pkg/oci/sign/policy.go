@@ -65,6 +65,24 @@ func (p *Policy) For(place string) (*Rule, error) {
 	return best, nil
 }
 
+// Absolute returns the policy with the patterns of layouts made absolute by abs,
+// for a policy whose own path was relative.
+func (p *Policy) Absolute(abs func(path string) (string, error)) (*Policy, error) {
+	out := new(Policy)
+	for _, r := range p.rules {
+		rule := *r
+		if dir, ok := strings.CutPrefix(rule.Match, "oci:"); ok {
+			dir, err := abs(dir)
+			if err != nil {
+				return nil, err
+			}
+			rule.Match = "oci:" + dir
+		}
+		out.rules = append(out.rules, &rule)
+	}
+	return out, nil
+}
+
 // pattern names repositories. "*" stands for any text within one part of the
 // name, "**" as a part for any number of parts; "*" alone matches everything.
 type pattern string

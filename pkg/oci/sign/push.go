@@ -21,8 +21,6 @@ type Options struct {
 	// Created is noted on the referrer, for people; zero is not noted, so that
 	// the referrer depends on nothing but what was signed. Nobody decides by it.
 	Created time.Time
-	// Again signs also what the same key has vouched for already.
-	Again bool
 }
 
 // Signed is one statement that is now in the store.
@@ -116,18 +114,9 @@ func put(ctx context.Context, s Writer, digest diskimage.Digest, predicateType s
 	if err != nil {
 		return out, err
 	}
-	if !o.Again {
-		e, err := Fetch(ctx, s, digest, predicateType)
-		if err != nil {
-			return out, err
-		}
-		claims, _ := e.Claims([]*Key{signer.Key()})
-		for _, c := range claims {
-			if c.Type == predicateType && c.Format == FormatBundle && (predicateType == TypeSignature || bytes.Equal(c.Payload, payload)) {
-				out.Referrer, out.Already = c.Origin, true
-				return out, nil
-			}
-		}
+	if already, err := stated(ctx, s, digest, predicateType, payload, signer.Key()); err != nil || !already.IsZero() {
+		out.Referrer, out.Already = already, err == nil
+		return out, err
 	}
 	message := pae(payloadTypeInToto, payload)
 	sig, err := signer.Sign(ctx, message)
@@ -147,6 +136,22 @@ func put(ctx context.Context, s Writer, digest diskimage.Digest, predicateType s
 	}
 	out.Referrer, err = diskimage.ParseDigest(desc.Digest.String())
 	return out, err
+}
+
+// stated returns the referrer by which key has vouched for the same already, or
+// zero. What older formats say is said again: they are not written any more.
+func stated(ctx context.Context, s Writer, digest diskimage.Digest, predicateType string, payload []byte, key *Key) (none diskimage.Digest, err error) {
+	e, err := Fetch(ctx, s, digest, predicateType)
+	if err != nil {
+		return none, err
+	}
+	claims, _ := e.Claims([]*Key{key})
+	for _, c := range claims {
+		if c.Type == predicateType && c.Format == FormatBundle && (predicateType == TypeSignature || bytes.Equal(c.Payload, payload)) {
+			return c.Origin, nil
+		}
+	}
+	return none, nil
 }
 
 // store pushes a bundle as a referrer of subject, as cosign v3 does.
