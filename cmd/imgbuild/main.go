@@ -27,6 +27,7 @@ give the same image, bit for bit.
 		Commands: []*cli.Command{
 			buildCommand(), validateCommand(), showCommand(), schemaCommand(),
 			inspectCommand(), diffCommand(), importCommand(), exportCommand(), bootCommand(), testCommand(), gcCommand(),
+			signCommand(), attestCommand(), keygenCommand(),
 		},
 	}
 }
