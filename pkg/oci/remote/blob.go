@@ -104,9 +104,9 @@ func (b *Reader) Read(p []byte) (int, error) {
 		}
 		if !done && err != nil {
 			if err == io.EOF {
-				err = fmt.Errorf("the body ends %d bytes early: %w", b.extent.End()-b.pos, io.ErrUnexpectedEOF)
+				err = io.ErrUnexpectedEOF
 			}
-			b.broken = b.body.fail(err)
+			b.broken = b.body.fail(fmt.Errorf("at byte %d: %w", b.pos, err))
 		}
 		if n > 0 {
 			return n, nil
