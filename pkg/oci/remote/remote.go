@@ -123,9 +123,11 @@ func newTransport(o Options) *http.Transport {
 		MaxConnsPerHost:     o.Conns,
 		MaxIdleConnsPerHost: o.Conns,
 		IdleConnTimeout:     90 * time.Second,
-		ReadBufferSize:      64 << 10,
-		WriteBufferSize:     64 << 10,
-		DisableCompression:  true, // a blob is its bytes
+		// For uploads that go on after a cut; no other request waits for it.
+		ExpectContinueTimeout: time.Second,
+		ReadBufferSize:        64 << 10,
+		WriteBufferSize:       64 << 10,
+		DisableCompression:    true, // a blob is its bytes
 	}
 }
 
@@ -157,7 +159,7 @@ func (c *Client) Repo(registry, repository string) (*Repo, error) {
 	}
 	r := &Repo{c: c, home: home}
 	for _, m := range c.o.Mirrors {
-		host, prefix, _ := strings.Cut(strings.Trim(m, "/"), "/")
+		host, prefix, _ := strings.Cut(strings.TrimSuffix(m, "/"), "/")
 		s, err := c.source(host, prefix, repository)
 		if err != nil {
 			return nil, fmt.Errorf("mirror %q: %w", m, err)
