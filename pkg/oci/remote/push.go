@@ -162,6 +162,7 @@ func (p *push) part(ctx context.Context) error {
 	off := p.acked
 	if off > 0 { // distribution-spec 1.1, "Pushing a blob in chunks"
 		a.header.Set("Content-Range", fmt.Sprintf("%d-%d", off, p.size-1))
+		a.header.Set("Expect", "100-continue") // it may still be busy with what came before the cut, and refuse
 	}
 	p.unsure = true
 	ans, _, err := p.s.small(ctx, a, maxErrorBody, http.StatusAccepted, http.StatusNoContent)
