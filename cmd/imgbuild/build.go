@@ -13,6 +13,7 @@ import (
 	"github.com/klauspost/compress/zstd"
 	"github.com/urfave/cli/v2"
 
+	"github.com/imgpipe/imgpipe/cmd/internal/refs"
 	"github.com/imgpipe/imgpipe/cmd/internal/ui"
 	"github.com/imgpipe/imgpipe/pkg/diskimage"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/build"
@@ -74,12 +75,9 @@ func runBuild(c *cli.Context) (err error) {
 	if out == "" {
 		out = fmt.Sprintf("oci:images:%s-%s", r.Name, r.Release)
 	}
-	ref, err := oci.ParseRef(out)
+	ref, err := outputRef(c, out)
 	if err != nil {
-		return ui.Fail(ui.ExitUsage, err, "write it as oci:DIR:TAG")
-	}
-	if !ref.Digest.IsZero() {
-		return ui.Usagef(c, "--output %s: a digest cannot be chosen", out)
+		return err
 	}
 	ok, level := zstd.EncoderLevelFromString(c.String("level"))
 	if !ok {
@@ -139,6 +137,20 @@ func runBuild(c *cli.Context) (err error) {
 			ui.Bytes(result.DiskSize), ui.Bytes(result.DataSize), ui.Bytes(result.BlobSize), result.Kernel, ui.Duration(time.Since(begun)))
 		return err
 	})
+}
+
+// outputRef reads --output: a layout, in which an image may get a tag.
+func outputRef(c *cli.Context, out string) (oci.Ref, error) {
+	ref, err := refs.Parse(out)
+	switch {
+	case err != nil:
+		return ref, err
+	case !ref.IsLayout():
+		return ref, ui.Fail(ui.ExitUsage, fmt.Errorf("--output %s: images are made in layouts, oci:DIR:TAG", out), "imgpush push oci:DIR:TAG "+out)
+	case !ref.Digest.IsZero():
+		return ref, ui.Usagef(c, "--output %s: a digest cannot be chosen", out)
+	}
+	return ref, nil
 }
 
 // pack stores the image in dir and publishes it under the reference's tag.

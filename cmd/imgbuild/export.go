@@ -11,6 +11,7 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"github.com/imgpipe/imgpipe/cmd/internal/refs"
 	"github.com/imgpipe/imgpipe/cmd/internal/ui"
 	"github.com/imgpipe/imgpipe/pkg/diskimage"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/virtdisk"
@@ -37,11 +38,12 @@ new one is complete. FILE may be - for stdout, of raw, vmdk and vhd.
   imgbuild export oci:images:debian-server - --format vmdk | ssh vmhost 'cat >disk.vmdk'
 
 Without imgbuild, any OCI client and zstd make the raw disk: see docs/format.md.`,
-		Flags: []cli.Flag{
+		Flags: append([]cli.Flag{
 			&cli.StringFlag{Name: "format", Usage: "`FORMAT` of the file: raw, qcow2, vmdk, vhd, vhd-dynamic", Value: string(virtdisk.Raw)},
 			&cli.StringFlag{Name: "compress", Usage: "compress the clusters of a qcow2 with `NAME`: zlib, zstd (QEMU 5.1 and later)"},
 			&cli.IntFlag{Name: "workers", Usage: "work on `N` processors; the result is the same", DefaultText: "all"},
-		},
+			refs.PlatformFlag,
+		}, refs.Flags()...),
 		Action: runExport,
 	}
 }
@@ -66,7 +68,7 @@ func runExport(c *cli.Context) error {
 	case stdout && ui.IsTerminal(c.App.Writer):
 		return ui.Usagef(c, "a disk does not belong on a terminal: redirect stdout")
 	}
-	a, err := openArtifact(c, c.Args().First())
+	a, err := refs.Artifact(c, c.Args().First())
 	if err != nil {
 		return err
 	}
@@ -183,7 +185,7 @@ func exportSteps(talk *ui.Talk, sync func() error, write func(progress func(done
 // exportError tells an artifact that cannot be read from a file that cannot be written.
 func exportError(err error) error {
 	if _, ok := errors.AsType[*oci.BlobError](err); ok {
-		return sourceError(err)
+		return refs.Fail(err)
 	}
 	if errors.Is(err, virtdisk.ErrTooLarge) {
 		return ui.Fail(ui.ExitTarget, err, "export it as qcow2")

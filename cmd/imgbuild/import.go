@@ -201,16 +201,8 @@ func (o *importing) output(c *cli.Context) (err error) {
 			out += "-" + o.config.Version
 		}
 	}
-	if o.ref, err = oci.ParseRef(out); err != nil {
-		return ui.Fail(ui.ExitUsage, err, "write it as oci:DIR:TAG")
-	}
-	if o.ref.Dir == "" {
-		return ui.Usagef(c, "--output %s: an import goes into a layout, oci:DIR:TAG, and imgpush push from there", out)
-	}
-	if !o.ref.Digest.IsZero() {
-		return ui.Usagef(c, "--output %s: a digest cannot be chosen", out)
-	}
-	return nil
+	o.ref, err = outputRef(c, out)
+	return err
 }
 
 func parseEpoch(text string) (time.Time, error) {

@@ -203,6 +203,12 @@ func (a *Artifact) StoredSize() int64 {
 	return total
 }
 
+// MetadataSize returns the bytes of manifest, config and index: what Open reads
+// of an image, and what a machine fetches to know what else it needs.
+func (a *Artifact) MetadataSize() int64 {
+	return a.size + a.manifest.config.Size + a.manifest.index.Size
+}
+
 // ReadFrames returns bytes [off, off+length) of the blob of a segment, as they
 // are stored: whoever decodes them compares each chunk with its SHA-256. An
 // early end is a *BlobError, not io.EOF. The caller closes the reader.
@@ -216,17 +222,6 @@ func (a *Artifact) ReadFrames(ctx context.Context, segment int, off, length int6
 		return nil, fmt.Errorf("segment %d: %w", segment, err)
 	}
 	return a.store.read(ctx, d, off, length)
-}
-
-// Distrust says that what ReadFrames gave of a segment was wrong. It reports
-// whether asking again may give something else: from a registry or another of
-// its mirrors, not from a layout.
-func (a *Artifact) Distrust(segment int) bool {
-	s, ok := a.store.(remoteStore)
-	if ok {
-		distrust(s.repo, a.manifest.segments[segment])
-	}
-	return ok
 }
 
 // VerifyBlobs reads every distinct blob of the artifact and compares it with

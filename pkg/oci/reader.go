@@ -150,7 +150,8 @@ type chunkDecoder struct {
 	a     *Artifact
 	dec   *frame.Decoder
 	buf   []byte
-	again []byte // a frame that is read once more
+	again []byte    // a frame that is read once more
+	from  io.Reader // what gave the last bytes
 }
 
 func newChunkDecoder(a *Artifact) (*chunkDecoder, error) {
@@ -176,6 +177,7 @@ func (d *chunkDecoder) readInto(ctx context.Context, buf *[]byte, segment int, e
 		return nil, err
 	}
 	defer body.Close()
+	d.from = body
 	if _, err := io.ReadFull(body, b); err != nil {
 		return nil, err
 	}
@@ -186,7 +188,7 @@ func (d *chunkDecoder) readInto(ctx context.Context, buf *[]byte, segment int, e
 // store for it again, if the next answer may be another.
 func (d *chunkDecoder) chunk(ctx context.Context, dst, src []byte, c *diskimage.Chunk) error {
 	err := d.decode(dst, src, c)
-	for try := 1; err != nil && try < fetchTries && d.a.Distrust(c.Segment); try++ {
+	for try := 1; err != nil && try < fetchTries && distrust(d.from); try++ {
 		if src, err = d.readInto(ctx, &d.again, c.Segment, c.Frame); err != nil {
 			return err
 		}
@@ -205,5 +207,5 @@ func (d *chunkDecoder) decode(dst, src []byte, c *diskimage.Chunk) error {
 	if err != nil {
 		cause = fmt.Errorf("chunk %v of the disk %w: %w", c.Extent, ErrCorrupt, err)
 	}
-	return &BlobError{d.a.index.Segments[c.Segment].Digest, c.Frame, cause}
+	return &BlobError{Blob: d.a.index.Segments[c.Segment].Digest, Range: c.Frame, Err: cause}
 }
