@@ -188,23 +188,77 @@ func TestQCOW2Mutated(t *testing.T) {
 	}
 }
 
-func FuzzQCOW2(f *testing.F) {
-	for _, c := range []Compression{Plain, Zlib, Zstd} {
-		f.Add(image(f, c))
-	}
-	// Small clusters, so that the tables are within reach of mutations.
-	small := make([]byte, 5*512)
-	copy(small, qcowMagic)
+// smallImage has clusters of 512 bytes, so that mutations reach every table: a
+// stored cluster, a compressed one, a zero one; with subclusters 16 KiB.
+func smallImage(t testing.TB, c Compression, extended bool) []byte {
+	t.Helper()
 	be := binary.BigEndian
-	be.PutUint32(small[4:], 2)
-	be.PutUint32(small[20:], 9)
-	be.PutUint64(small[24:], 100_000)
-	be.PutUint32(small[36:], 4)
-	be.PutUint64(small[40:], 512)
-	be.PutUint64(small[512:], 1024|l2Copied)
-	be.PutUint64(small[1024:], 1536|l2Copied)
-	be.PutUint64(small[1032:], l2Compressed|2048)
-	f.Add(small)
+	bits, entry := 9, 8
+	if extended {
+		bits, entry = 14, 16
+	}
+	cluster := 1 << bits
+	b := make([]byte, 5*cluster)
+	copy(b, qcowMagic)
+	be.PutUint32(b[4:], 3)
+	be.PutUint32(b[20:], uint32(bits))
+	be.PutUint64(b[24:], 100_000)
+	be.PutUint32(b[36:], 4)
+	be.PutUint64(b[40:], uint64(cluster))
+	be.PutUint32(b[100:], qcowHead)
+	be.PutUint64(b[cluster:], uint64(2*cluster)|l2Copied)
+	l2 := b[2*cluster:]
+	be.PutUint64(l2, uint64(3*cluster)|l2Copied)
+	be.PutUint64(l2[2*entry:], l2Zero)
+	if extended {
+		b[79] |= incompatExtendedL2
+		be.PutUint64(l2[8:], 0xf000000f)
+		be.PutUint64(l2[2*entry:], 0)
+	}
+	be.PutUint64(l2[entry:], l2Compressed|uint64(4*cluster))
+	encode, err := clusterEncoder(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c == Zstd {
+		b[79] |= incompatCompression
+		b[104] = typeZstd
+	}
+	packed, err := encode(nil, bytes.Repeat([]byte("text"), cluster/4)) // of which only a cluster is read
+	if err != nil || len(packed) > 512 {
+		t.Fatal(len(packed), err)
+	}
+	copy(b[4*cluster:], packed)
+	copy(b[3*cluster:4*cluster], bytes.Repeat([]byte("data"), cluster/4))
+	return b
+}
+
+func TestSmallImages(t *testing.T) {
+	for _, c := range []Compression{Zlib, Zstd} {
+		for _, extended := range []bool{false, true} {
+			b := smallImage(t, c, extended)
+			if err := exercise(t, b); err != nil {
+				t.Errorf("%s, %v: %v", c, extended, err)
+			}
+			q, err := openQCOW2(bytes.NewReader(b), int64(len(b)))
+			if err != nil {
+				t.Fatal(err)
+			}
+			got := make([]byte, 4)
+			for off, want := range map[int64]string{0: "data", q.cluster: "text", 2 * q.cluster: "\x00\x00\x00\x00", q.cluster + q.cluster/2: "text"} {
+				if _, err := q.ReadAt(got, off); err != nil || string(got) != want {
+					t.Errorf("%s, %v: %q at %d, want %q; %v", c, extended, got, off, want, err)
+				}
+			}
+		}
+	}
+}
+
+func FuzzQCOW2(f *testing.F) {
+	for _, c := range []Compression{Zlib, Zstd} {
+		f.Add(smallImage(f, c, false))
+		f.Add(smallImage(f, c, true)[:81920])
+	}
 	f.Fuzz(func(t *testing.T, b []byte) { _ = exercise(t, b) })
 }
 
