@@ -135,7 +135,7 @@ func blockMap(c *cli.Context, a *oci.Artifact) diff.BlockMap {
 }
 
 func imageOf(c *cli.Context, a *oci.Artifact) diff.Image {
-	return diff.Image{Index: a.Index(), Disk: a.Disk(c.Context), Table: a.Table()}
+	return diff.Image{Index: a.Index(), Table: a.Table(), Read: func(numbers []int, keep func(int, []byte)) error { return a.ReadChunks(c.Context, numbers, keep) }}
 }
 
 func packagesOf(a *oci.Artifact) (out []diff.Package) {

@@ -71,8 +71,8 @@ func Files(a, b Image) ([]Filesystem, Read, error) {
 	var out []Filesystem
 	for _, p := range Tables(a.Table, b.Table) {
 		fs := s.partition(a, b, p)
-		if err := s.broken(); err != nil {
-			return nil, s.read, fmt.Errorf("partition %s: %w", p.Name, err)
+		if s.err != nil {
+			return nil, s.read, fmt.Errorf("partition %s: %w", p.Name, s.err)
 		}
 		out = append(out, fs)
 	}

@@ -10,7 +10,6 @@ import (
 	"math/rand/v2"
 	"slices"
 	"strings"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -25,21 +24,28 @@ var epoch = time.Date(2026, 11, 1, 0, 0, 0, 0, time.UTC)
 // memory is a disk that counts what is read of it, and breaks where it is told to.
 type memory struct {
 	data  []byte
-	read  atomic.Int64
+	read  int64 // bytes
 	fails diskimage.Extent
 }
 
 var errBroken = errors.New("broken")
 
-func (m *memory) Size() int64                 { return int64(len(m.data)) }
-func (m *memory) Extents() []diskimage.Extent { return []diskimage.Extent{{Len: m.Size()}} }
-func (m *memory) ReadAt(p []byte, off int64) (int, error) {
-	if m.fails.Overlaps(diskimage.Extent{Off: off, Len: int64(len(p))}) {
-		return 0, errBroken
+// chunks is an Image's Read.
+func (m *memory) chunks(x *diskimage.Index) func([]int, func(int, []byte)) error {
+	return func(numbers []int, keep func(int, []byte)) error {
+		if !slices.IsSorted(numbers) {
+			return errors.New("not in order")
+		}
+		for _, n := range numbers {
+			c := x.Chunks[n]
+			if m.fails.Overlaps(c.Extent) {
+				return errBroken
+			}
+			m.read += c.Len
+			keep(n, bytes.Clone(m.data[c.Off:c.End()]))
+		}
+		return nil
 	}
-	n, err := bytes.NewReader(m.data).ReadAt(p, off)
-	m.read.Add(int64(n))
-	return n, err
 }
 
 // part is a filesystem to be laid onto a disk.
@@ -64,7 +70,8 @@ func imageWith(t testing.TB, parts ...part) (Image, *memory) {
 		table.Partitions = append(table.Partitions, diskimage.Partition{Name: p.name, GUID: guid(p.name),
 			Extent: diskimage.Extent{Off: at, Len: p.fs.Size()}, Filesystem: diskimage.Filesystem{Type: p.kind}})
 	}
-	return Image{Index: indexOf(t, m.data, 64<<10), Disk: m, Table: table}, m
+	x := indexOf(t, m.data, 64<<10)
+	return Image{Index: x, Table: table, Read: m.chunks(x)}, m
 }
 
 func ext4Of(t testing.TB, tr *tree.Tree, size int64) part {
@@ -267,7 +274,7 @@ func TestFilesAgreeWithTheTrees(t *testing.T) {
 			t.Fatal(err)
 		}
 		asExpected(t, got[0], before, after)
-		plain := diskA.read.Load() + diskB.read.Load()
+		plain := diskA.read + diskB.read
 		all := a.Index.DataSize() + b.Index.DataSize()
 		t.Logf("seed %d: read %d of %d bytes in %d chunks, changed %d", seed, plain, all, read.Chunks, Indexes(a.Index, b.Index).Count(b.Index).Plain)
 		if read.Chunks == 0 || plain > all {
@@ -392,7 +399,7 @@ func TestFilesReadLittle(t *testing.T) {
 		{ext4Of(t, after, 48<<20), "one", 12, "esp same 0, root changed 2"},
 	} {
 		b, diskB := imageWith(t, esp(c.esp), c.b)
-		diskA.read.Store(0)
+		diskA.read = 0
 		got, read, err := Files(a, b)
 		if err != nil {
 			t.Fatal(err)
@@ -401,7 +408,7 @@ func TestFilesReadLittle(t *testing.T) {
 		for i, fs := range got {
 			text += fmt.Sprintf("%s%s %s %d", []string{"", ", "}[min(i, 1)], fs.Partition, fs.Change, len(fs.Files))
 		}
-		plain := diskA.read.Load() + diskB.read.Load()
+		plain := diskA.read + diskB.read
 		all := a.Index.DataSize() + b.Index.DataSize()
 		if text != c.want || plain > all*c.percent/100 {
 			t.Errorf("%s (want %s): read %d of %d bytes, %+v", text, c.want, plain, all, read)
@@ -427,6 +434,7 @@ func TestFilesTellWhatIsBroken(t *testing.T) {
 	root := b.Table.Partitions[0].Extent
 	copy(disk.data[root.Off+1024:], make([]byte, 1024))
 	b.Index = indexOf(t, disk.data, 64<<10)
+	b.Read = disk.chunks(b.Index)
 	got, _, err := Files(a, b)
 	if err != nil || len(got) != 1 || !strings.Contains(got[0].Problem, "no ext2, ext3 or ext4") {
 		t.Errorf("%+v, %v", got, err)
@@ -443,7 +451,7 @@ func TestFilesTellWhatIsBroken(t *testing.T) {
 	if got, _, err = Files(a, b); err != nil || got[0].Change != Removed || got[0].Removed != before.Len() {
 		t.Errorf("%+v, %v", got, err)
 	}
-	if got, _, err = Files(Image{Index: b.Index, Disk: disk}, a); err != nil || got[0].Change != Added || got[0].Added != before.Len() || got[0].Files != nil {
+	if got, _, err = Files(Image{Index: b.Index, Read: b.Read}, a); err != nil || got[0].Change != Added || got[0].Added != before.Len() || got[0].Files != nil {
 		t.Errorf("%+v, %v", got, err)
 	}
 }
