@@ -4,7 +4,7 @@
 //	fetch := diff.Indexes(a.Index, b.Index).Count(b.Index)
 //	partitions := diff.Tables(a.Table, b.Table)
 //	packages := diff.Packages(a.Packages, b.Packages)
-//	files, read, err := diff.Files(a, b)     // reads of the disks what it needs
+//	files, read, err := diff.Files(a, b, packages) // reads of the disks what it needs
 //
 // docs/diff.md is the normative text. Everything but Files decides without
 // reading. Files guarantees that it takes contents for equal only where digests

@@ -269,7 +269,7 @@ func TestFilesAgreeWithTheTrees(t *testing.T) {
 		}
 		a, diskA := imageWith(t, ext4Of(t, before, 32<<20))
 		b, diskB := imageWith(t, ext4Of(t, after, sizeB))
-		got, read, err := Files(a, b)
+		got, read, err := Files(a, b, nil)
 		if err != nil || len(got) != 1 {
 			t.Fatal(err)
 		}
@@ -340,7 +340,7 @@ func TestFilesSayWhat(t *testing.T) {
 	} {
 		a, _ := imageWith(t, ext4Of(t, c.a, 16<<20))
 		b, _ := imageWith(t, ext4Of(t, c.b, 16<<20))
-		got, _, err := Files(a, b)
+		got, _, err := Files(a, b, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -351,6 +351,46 @@ func TestFilesSayWhat(t *testing.T) {
 		if joined := strings.Join(text, ", "); joined != c.want || got[0].Problem != "" {
 			t.Errorf("got %s, want %s (%s)", joined, c.want, got[0].Problem)
 		}
+	}
+}
+
+// TestFilesSayWhichPackage: by dpkg's lists, merged-/usr or not, of the side that has the file.
+func TestFilesSayWhichPackage(t *testing.T) {
+	treeOf := func(files ...string) *tree.Tree {
+		tr := tree.New()
+		put := func(p string, in *tree.Inode) {
+			in.MTime = epoch
+			if err := tr.Put(p, in); err != nil {
+				t.Fatal(err)
+			}
+		}
+		put("/lib", &tree.Inode{Kind: tree.Symlink, Mode: 0o777, Target: "usr/lib"})
+		for _, f := range files {
+			p, text, _ := strings.Cut(f, "=")
+			put(p, &tree.Inode{Mode: 0o644, Data: diskimage.Bytes([]byte(text))})
+		}
+		return tr
+	}
+	before := treeOf("/usr/lib/a=1", "/usr/lib/old=1", "/etc/motd=1", "/etc/same=1",
+		dpkgInfo+"/a:amd64.list=/.\n/lib\n/lib/a\n/lib/old\n", dpkgInfo+"/b.list=/etc/motd\n", dpkgInfo+"/b.md5sums=1", dpkgInfo+"/format=1")
+	after := treeOf("/usr/lib/a=2", "/usr/bin/new=1", "/etc/motd=2", "/etc/same=1", "/etc/c.conf=1",
+		dpkgInfo+"/a:amd64.list=/.\n/lib/a\n/usr/bin/new\n", dpkgInfo+"/b.list=/etc/motd\n", dpkgInfo+"/b.md5sums=2",
+		dpkgInfo+"/c.list=/etc/c.conf\n", dpkgInfo+"/format=2")
+	a, _ := imageWith(t, ext4Of(t, before, 16<<20))
+	b, _ := imageWith(t, ext4Of(t, after, 16<<20))
+	packages := Packages([]Package{{"a", "1", "amd64"}, {"b", "1", "all"}}, []Package{{"a", "2", "amd64"}, {"b", "1", "all"}, {"c", "1", "amd64"}})
+	got, _, err := Files(a, b, packages)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := ""
+	for _, f := range got[0].Files {
+		text += f.Path + "=" + f.Package + " "
+	}
+	want := "/etc/c.conf=c /etc/motd= /usr/bin= /usr/bin/new=a /usr/lib/a=a /usr/lib/old=a " +
+		dpkgInfo + "/a:amd64.list=a " + dpkgInfo + "/b.md5sums= " + dpkgInfo + "/c.list=c " + dpkgInfo + "/format= "
+	if text != want {
+		t.Errorf("got %s\nwant %s (%s)", text, want, got[0].Problem)
 	}
 }
 
@@ -400,7 +440,7 @@ func TestFilesReadLittle(t *testing.T) {
 	} {
 		b, diskB := imageWith(t, esp(c.esp), c.b)
 		diskA.read = 0
-		got, read, err := Files(a, b)
+		got, read, err := Files(a, b, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -426,7 +466,7 @@ func TestFilesTellWhatIsBroken(t *testing.T) {
 	b, disk := imageWith(t, ext4Of(t, after, 32<<20))
 	for _, at := range []int64{1 << 20, 1<<20 + 1<<16, 2 << 20, 3 << 20} {
 		disk.fails = diskimage.Extent{Off: at, Len: 20 << 20}
-		if _, _, err := Files(a, b); !errors.Is(err, errBroken) {
+		if _, _, err := Files(a, b, nil); !errors.Is(err, errBroken) {
 			t.Errorf("broken from %d on: %v", at, err)
 		}
 	}
@@ -435,23 +475,23 @@ func TestFilesTellWhatIsBroken(t *testing.T) {
 	copy(disk.data[root.Off+1024:], make([]byte, 1024))
 	b.Index = indexOf(t, disk.data, 64<<10)
 	b.Read = disk.chunks(b.Index)
-	got, _, err := Files(a, b)
+	got, _, err := Files(a, b, nil)
 	if err != nil || len(got) != 1 || !strings.Contains(got[0].Problem, "no ext2, ext3 or ext4") {
 		t.Errorf("%+v, %v", got, err)
 	}
 	b.Table.Partitions[0].Filesystem.Type = "btrfs"
-	if got, _, err = Files(a, b); err != nil || got[0].Problem != "no reader for btrfs" {
+	if got, _, err = Files(a, b, nil); err != nil || got[0].Problem != "no reader for btrfs" {
 		t.Errorf("%+v, %v", got, err)
 	}
 	b.Table.Partitions[0].Filesystem.Type = ""
-	if got, _, err = Files(a, b); err != nil || !strings.Contains(got[0].Problem, "no filesystem is known") {
+	if got, _, err = Files(a, b, nil); err != nil || !strings.Contains(got[0].Problem, "no filesystem is known") {
 		t.Errorf("%+v, %v", got, err)
 	}
 	b.Table = nil
-	if got, _, err = Files(a, b); err != nil || got[0].Change != Removed || got[0].Removed != before.Len() {
+	if got, _, err = Files(a, b, nil); err != nil || got[0].Change != Removed || got[0].Removed != before.Len() {
 		t.Errorf("%+v, %v", got, err)
 	}
-	if got, _, err = Files(Image{Index: b.Index, Read: b.Read}, a); err != nil || got[0].Change != Added || got[0].Added != before.Len() || got[0].Files != nil {
+	if got, _, err = Files(Image{Index: b.Index, Read: b.Read}, a, nil); err != nil || got[0].Change != Added || got[0].Added != before.Len() || got[0].Files != nil {
 		t.Errorf("%+v, %v", got, err)
 	}
 }
@@ -464,7 +504,7 @@ func TestStoreKeepsWithinItsBound(t *testing.T) {
 	a, _ := imageWith(t, ext4Of(t, before, 64<<20))
 	b, _ := imageWith(t, ext4Of(t, after, 64<<20))
 	s := newStore(3 * 64 << 10)
-	fs := s.partition(a, b, Tables(a.Table, b.Table)[0])
+	fs := s.partition(a, b, Tables(a.Table, b.Table)[0], nil)
 	asExpected(t, fs, before, after)
 	if s.size > s.keep || s.order.Len() > 3 || len(s.cache) != s.order.Len() {
 		t.Errorf("keeps %d bytes in %d chunks", s.size, s.order.Len())
