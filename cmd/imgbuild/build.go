@@ -265,9 +265,7 @@ func artifactConfig(r *recipe.Recipe, im *build.Image) oci.Config {
 		Test:   &oci.TestConfig{TimeoutSeconds: int64(r.Test.Timeout.Seconds()), Expect: r.Test.Expect, Reject: r.Test.Reject},
 	}
 	for _, s := range im.Record.Sources {
-		// apt's name of it is the URL with _ for /: the mirror is nobody's business.
-		_, suite, _ := strings.Cut(strings.TrimSuffix(s.Name, "_InRelease"), "_dists_")
-		cfg.Archives = append(cfg.Archives, oci.Archive{Suite: suite, Digest: s.Digest})
+		cfg.Archives = append(cfg.Archives, oci.Archive{Suite: s.Suite(), Digest: s.Digest})
 	}
 	for _, p := range im.Record.Packages {
 		cfg.Packages = append(cfg.Packages, oci.Package{Name: p.Name, Version: p.Version, Architecture: p.Arch})

@@ -58,6 +58,7 @@ type Image struct {
 	Table  *diskimage.Table
 	Record Record
 	files  []*os.File
+	made   made
 }
 
 // Record is what went into an image, and what it took.
@@ -94,7 +95,7 @@ func (im *Image) Close() error {
 
 // Build makes the image that r describes.
 func Build(ctx context.Context, r *recipe.Recipe, o Options) (*Image, error) {
-	im := &Image{}
+	im := &Image{made: made{recipe: r}}
 	b := &builder{recipe: r, options: o, image: im}
 	for _, step := range []struct {
 		name string
@@ -159,6 +160,7 @@ func (b *builder) packages(ctx context.Context) error {
 	if err != nil {
 		return b.locate(err)
 	}
+	b.image.made.packages = res
 	rec := &b.image.Record
 	rec.Packages, rec.Sources, rec.FromCache = res.Packages, res.Sources, res.FromCache
 	if !res.FromCache {
@@ -233,5 +235,10 @@ func (b *builder) customize(context.Context) error {
 	if err := packages.Golden(b.tree, b.recipe.Epoch); err != nil {
 		return err
 	}
-	return customize.Apply(b.tree, b.recipe)
+	if err := customize.Apply(b.tree, b.recipe); err != nil {
+		return err
+	}
+	var err error
+	b.image.made.sources, err = listSources(b.recipe)
+	return err
 }

@@ -127,7 +127,11 @@ func TestColdBuild(t *testing.T) {
 	if res.FromCache || res.Mode != "root" || res.Tool != "mmdebstrap 9.9.9" {
 		t.Errorf("result %+v", res)
 	}
-	if want := []Package{{"a", "1", "amd64"}, {"b", "1", "amd64"}}; !slices.Equal(res.Packages, want) {
+	digest := func(content string) diskimage.Digest { return diskimage.DigestOf([]byte(content)) }
+	if want := []Package{
+		{"a", "1", "amd64", digest("package a")},
+		{"b", "1", "amd64", digest(strings.Repeat("package b", 100_000))},
+	}; !slices.Equal(res.Packages, want) {
 		t.Errorf("packages %v, want %v", res.Packages, want)
 	}
 	if want := []Source{{"archive_InRelease", diskimage.DigestOf([]byte("state 1"))}}; !slices.Equal(res.Sources, want) {

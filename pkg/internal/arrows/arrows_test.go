@@ -21,12 +21,14 @@ var rules = []struct {
 	{pkg: "pkg/diskimage/...", banned: []string{module + "pkg/oci/...", module + "pkg/deliver/..."}, why: "diskimage knows nobody"},
 	{pkg: "pkg/diskimage/...", banned: []string{"github.com/diskfs/go-diskfs/..."},
 		allow: []string{"pkg/diskimage/gpt", "pkg/diskimage/foreign"}, why: "only gpt and foreign use go-diskfs"},
+	{pkg: "pkg/diskimage/evidence", banned: []string{module + "pkg/diskimage/recipe", module + "pkg/diskimage/packages", module + "pkg/diskimage/build",
+		module + "pkg/diskimage/customize", module + "pkg/diskimage/boot", "os/exec", "net/http"}, why: "evidence says what it is told, and reads trees"},
 	{pkg: "pkg/oci/...", banned: []string{module + "pkg/deliver/..."}, why: "oci and deliver never meet"},
 	{pkg: "pkg/deliver/...", banned: []string{module + "pkg/oci/..."}, why: "oci and deliver never meet"},
 	{pkg: "pkg/deliver", banned: []string{"golang.org/x/sys/unix", module + "pkg/deliver/blockdev"}, why: "the engine knows no Linux"},
 	{pkg: "cmd/internal/ui", banned: []string{module + "pkg/..."}, why: "ui is about talking"},
 	{pkg: "cmd/imgpush", banned: []string{module + "pkg/diskimage/build", module + "pkg/diskimage/packages", module + "pkg/diskimage/customize",
-		module + "pkg/diskimage/mkfs/ext4", module + "pkg/diskimage/recipe", module + "cmd/internal/qemu"}, why: "imgpush is the agent: it builds nothing"},
+		module + "pkg/diskimage/mkfs/ext4", module + "pkg/diskimage/recipe", module + "pkg/diskimage/evidence", module + "cmd/internal/qemu"}, why: "imgpush is the agent: it builds nothing"},
 	{pkg: "cmd/imgbuild", banned: []string{module + "pkg/deliver/..."}, why: "imgbuild writes no disks"},
 }
 
