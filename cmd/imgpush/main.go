@@ -21,6 +21,6 @@ written last: at every moment the target holds what it held before, untouched, o
 not boot, or is the verified image.
 
   imgpush write oci:images:debian-server /dev/sdX --yes --insecure-no-signature`,
-		Commands: []*cli.Command{writeCommand()},
+		Commands: []*cli.Command{writeCommand(), registryCommand()},
 	}
 }

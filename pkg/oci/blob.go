@@ -16,24 +16,14 @@ import (
 
 	"github.com/imgpipe/imgpipe/pkg/diskimage"
 	"github.com/imgpipe/imgpipe/pkg/internal/atomicfile"
+	"github.com/imgpipe/imgpipe/pkg/internal/blob"
 )
 
 // BlobError is a blob that is not what its digest says, or could not be read.
-type BlobError struct {
-	Blob  diskimage.Digest
-	Range diskimage.Extent // bytes of the blob
-	Err   error
-}
-
-func (e *BlobError) Error() string {
-	return fmt.Sprintf("blob %v, bytes %v: %v", e.Blob, e.Range, e.Err)
-}
-
-// Unwrap returns the cause.
-func (e *BlobError) Unwrap() error { return e.Err }
+type BlobError = blob.Error
 
 // ErrCorrupt is the cause of a BlobError whose bytes do not match a digest.
-var ErrCorrupt = errors.New("does not match its SHA-256")
+var ErrCorrupt = blob.ErrCorrupt
 
 func (d *Dir) blobPath(digest diskimage.Digest) string {
 	return filepath.Join(d.path, "blobs", "sha256", digest.Hex())
@@ -81,7 +71,7 @@ func (w *BlobWriter) Sum() (diskimage.Digest, int64) {
 	return diskimage.Digest(w.hash.Sum(nil)), w.size
 }
 
-// Commit syncs the blob and gives it its name; Publish makes the name
+// Commit syncs the blob and gives it its name; Sync or Publish makes the name
 // durable. A blob that is there already is replaced, which heals a damaged
 // one, unless it was found intact.
 func (w *BlobWriter) Commit() error {
@@ -101,8 +91,8 @@ func (w *BlobWriter) Commit() error {
 		err = cerr
 	}
 	if err == nil {
-		w.d.dirty.Store(true)
 		err = w.d.fs.Rename(w.tmp.Name(), w.d.blobPath(digest))
+		w.d.named.Add(1)
 	}
 	if err != nil {
 		_ = w.d.fs.Remove(w.tmp.Name()) // GC removes it if this cannot
@@ -125,7 +115,7 @@ func (d *Dir) settle(digest diskimage.Digest, size int64) bool {
 	if err != nil || info.Size() != size || f.Sync() != nil {
 		return false
 	}
-	d.dirty.Store(true)
+	d.named.Add(1)
 	return true
 }
 
@@ -154,15 +144,20 @@ func (d *Dir) PutBlob(b []byte) (diskimage.Digest, error) {
 	return digest, w.Commit()
 }
 
-// syncBlobs makes the names of all committed blobs durable.
-func (d *Dir) syncBlobs() error {
-	if !d.dirty.Swap(false) {
+// Sync makes the names of all blobs durable that were committed or linked
+// before it was called.
+func (d *Dir) Sync() error {
+	want := d.named.Load()
+	d.names.Lock()
+	defer d.names.Unlock()
+	if d.synced >= want {
 		return nil
 	}
+	now := d.named.Load()
 	if err := d.fs.SyncDir(filepath.Join(d.path, "blobs", "sha256")); err != nil {
-		d.dirty.Store(true)
 		return err
 	}
+	d.synced = now
 	return nil
 }
 
@@ -175,17 +170,17 @@ func (d *Dir) ReadBlob(digest diskimage.Digest, size, limit int64) ([]byte, erro
 	whole := diskimage.Extent{Len: size}
 	f, err := openRegular(d.blobPath(digest))
 	if err != nil {
-		return nil, &BlobError{digest, whole, err}
+		return nil, &BlobError{Blob: digest, Range: whole, Err: err}
 	}
 	defer f.Close()
 	b := make([]byte, size)
 	if n, err := io.ReadFull(f, b); err == io.EOF || err == io.ErrUnexpectedEOF {
-		return nil, &BlobError{digest, whole, fmt.Errorf("has only %d bytes: %w", n, ErrCorrupt)}
+		return nil, &BlobError{Blob: digest, Range: whole, Err: fmt.Errorf("has only %d bytes: %w", n, ErrCorrupt)}
 	} else if err != nil {
-		return nil, &BlobError{digest, whole, err}
+		return nil, &BlobError{Blob: digest, Range: whole, Err: err}
 	}
 	if n, _ := f.Read(make([]byte, 1)); n != 0 || diskimage.DigestOf(b) != digest {
-		return nil, &BlobError{digest, whole, ErrCorrupt}
+		return nil, &BlobError{Blob: digest, Range: whole, Err: ErrCorrupt}
 	}
 	return b, nil
 }
@@ -213,7 +208,7 @@ func (d *Dir) VerifyBlob(ctx context.Context, digest diskimage.Digest) error {
 			err = ErrCorrupt
 		}
 		if err != nil {
-			return &BlobError{digest, diskimage.Extent{Len: n}, err}
+			return &BlobError{Blob: digest, Range: diskimage.Extent{Len: n}, Err: err}
 		}
 	}
 }

@@ -92,8 +92,8 @@ func Copy(ctx context.Context, src Repository, from Ref, dst Repository, to Ref,
 	return out, err
 }
 
-// node is a manifest that is to be copied.
-type node struct {
+// copyNode is a manifest that is to be copied.
+type copyNode struct {
 	desc v1.Descriptor
 	body []byte
 	tag  string // for legacy signatures
@@ -102,9 +102,9 @@ type node struct {
 type copier struct {
 	src, dst  Repository
 	o         CopyOptions
-	images    []node // children before their index
-	referrers []node // each after its subject
-	legacy    []node
+	images    []copyNode // children before their index
+	referrers []copyNode // each after its subject
+	legacy    []copyNode
 	list      []v1.Descriptor // distinct blobs
 	seen      map[v1.Hash]bool
 	blobSeen  map[v1.Hash]bool
@@ -116,7 +116,7 @@ type copier struct {
 }
 
 // walk reads all manifests that are to be copied.
-func (c *copier) walk(ctx context.Context, from Ref) (node, error) {
+func (c *copier) walk(ctx context.Context, from Ref) (copyNode, error) {
 	body, desc, err := c.src.Manifest(ctx, from.reference())
 	if err == nil && c.o.Platform != "" && desc.MediaType.IsIndex() {
 		var child v1.Descriptor
@@ -125,11 +125,11 @@ func (c *copier) walk(ctx context.Context, from Ref) (node, error) {
 		}
 	}
 	if err != nil {
-		return node{}, fmt.Errorf("%v: %w", from, err)
+		return copyNode{}, fmt.Errorf("%v: %w", from, err)
 	}
-	root := node{desc: desc, body: body}
+	root := copyNode{desc: desc, body: body}
 	if err := c.add(ctx, root, &c.images, 0); err != nil {
-		return node{}, fmt.Errorf("%v: %w", from, err)
+		return copyNode{}, fmt.Errorf("%v: %w", from, err)
 	}
 	for _, m := range c.images {
 		if m.desc.MediaType.IsImage() {
@@ -145,7 +145,7 @@ func (c *copier) walk(ctx context.Context, from Ref) (node, error) {
 }
 
 // add lists a manifest behind what it consists of, and then what refers to it.
-func (c *copier) add(ctx context.Context, n node, to *[]node, depth int) error {
+func (c *copier) add(ctx context.Context, n copyNode, to *[]copyNode, depth int) error {
 	if c.seen[n.desc.Digest] {
 		return nil
 	}
@@ -160,7 +160,7 @@ func (c *copier) add(ctx context.Context, n node, to *[]node, depth int) error {
 	switch {
 	case n.desc.MediaType.IsIndex():
 		for _, m := range doc.Manifests {
-			child := node{}
+			child := copyNode{}
 			if child.body, child.desc, err = c.src.Manifest(ctx, m.Digest.String()); err != nil {
 				return err
 			}
@@ -195,7 +195,7 @@ func (c *copier) addReferrers(ctx context.Context, subject v1.Descriptor, depth 
 		return fmt.Errorf("referrers of %v: %w", digest, err)
 	}
 	for _, r := range list {
-		n := node{}
+		n := copyNode{}
 		if n.body, n.desc, err = c.src.Manifest(ctx, r.Digest.String()); err != nil {
 			return err
 		}
@@ -224,7 +224,7 @@ func (c *copier) addLegacy(ctx context.Context, subject diskimage.Digest) error 
 		for _, l := range append(doc.Layers, *doc.Config) {
 			c.blob(l)
 		}
-		c.legacy = append(c.legacy, node{desc, body, tag})
+		c.legacy = append(c.legacy, copyNode{desc, body, tag})
 	}
 	return nil
 }

@@ -23,7 +23,7 @@ type updater interface {
 // join lists an image in the image index that tag names: it takes the place of
 // one for the same platform. A tag that names a single image becomes an index of
 // both.
-func join(ctx context.Context, dst Repository, tag string, image node) (v1.Hash, error) {
+func join(ctx context.Context, dst Repository, tag string, image copyNode) (v1.Hash, error) {
 	u, ok := dst.(updater)
 	if !ok || tag == "" {
 		return v1.Hash{}, errors.New("to join images they need a tag to be joined under")
@@ -117,7 +117,7 @@ func (d *Dir) UpdateManifest(ctx context.Context, tag string, mediaType types.Me
 			return err
 		}
 		out = describe(body, doc)
-		listUnder(x, v1.Descriptor{MediaType: out.MediaType, Digest: out.Digest, Size: out.Size, ArtifactType: doc.ArtifactType}, tag)
+		d.listUnder(x, &node{desc: out, children: doc.Manifests}, v1.Descriptor{MediaType: out.MediaType, Digest: out.Digest, Size: out.Size, ArtifactType: doc.ArtifactType}, tag)
 		return nil
 	}
 	err := d.editIndex(ctx, change)

@@ -191,5 +191,5 @@ func (d *chunkDecoder) decode(dst, src []byte, c *diskimage.Chunk) error {
 	if err != nil {
 		cause = fmt.Errorf("chunk %v of the disk %w: %w", c.Extent, ErrCorrupt, err)
 	}
-	return &BlobError{d.a.index.Segments[c.Segment].Digest, c.Frame, cause}
+	return &BlobError{Blob: d.a.index.Segments[c.Segment].Digest, Range: c.Frame, Err: cause}
 }

@@ -11,6 +11,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/types"
 
 	"github.com/imgpipe/imgpipe/pkg/diskimage"
+	"github.com/imgpipe/imgpipe/pkg/oci/remote"
 )
 
 // Repository is a place that holds manifests and blobs: a *Dir, or a
@@ -38,12 +39,12 @@ type Repository interface {
 }
 
 // PushOptions change how a blob is stored.
-type PushOptions struct {
-	// MountFrom names repositories of the same registry that may have the blob.
-	MountFrom []string
-}
+type PushOptions = remote.PushOptions
 
-var _ Repository = (*Dir)(nil)
+var (
+	_ Repository = (*Dir)(nil)
+	_ Repository = (*remote.Repo)(nil)
+)
 
 // document is what all kinds of manifests have in common.
 type document struct {
@@ -123,7 +124,7 @@ func (d *Dir) Blob(ctx context.Context, desc v1.Descriptor, off, n int64) (io.Re
 	}
 	f, err := openRegular(d.blobPath(digest))
 	if err != nil {
-		return nil, &BlobError{digest, e, err}
+		return nil, &BlobError{Blob: digest, Range: e, Err: err}
 	}
 	return &blobReader{r: io.NewSectionReader(f, off, n), c: f, blob: digest, extent: e}, nil
 }
@@ -164,7 +165,7 @@ func (d *Dir) PushBlob(ctx context.Context, desc v1.Descriptor, open func(off in
 		if err != nil {
 			return n, err
 		}
-		return n, &BlobError{want, diskimage.Extent{Len: n}, ErrCorrupt}
+		return n, &BlobError{Blob: want, Range: diskimage.Extent{Len: n}, Err: ErrCorrupt}
 	}
 	return n, w.Commit()
 }

@@ -73,7 +73,7 @@ func (s *layoutStore) read(ctx context.Context, d v1.Descriptor, off, n int64) (
 	e := diskimage.Extent{Off: off, Len: n}
 	f, err := s.open(d, digest)
 	if err != nil {
-		return nil, &BlobError{digest, e, err}
+		return nil, &BlobError{Blob: digest, Range: e, Err: err}
 	}
 	return &blobReader{r: io.NewSectionReader(f, off, n), blob: digest, extent: e}, nil
 }
@@ -148,7 +148,7 @@ func (s remoteStore) verify(ctx context.Context, d v1.Descriptor) error {
 		return err
 	}
 	if diskimage.Digest(h.Sum(nil)) != digest {
-		return &BlobError{digest, diskimage.Extent{Len: d.Size}, ErrCorrupt}
+		return &BlobError{Blob: digest, Range: diskimage.Extent{Len: d.Size}, Err: ErrCorrupt}
 	}
 	return nil
 }
@@ -197,7 +197,7 @@ func FetchBlob(ctx context.Context, repo Repository, d v1.Descriptor, limit int6
 		}
 		distrust(repo, d)
 	}
-	return nil, &BlobError{digest, diskimage.Extent{Len: d.Size}, ErrCorrupt}
+	return nil, &BlobError{Blob: digest, Range: diskimage.Extent{Len: d.Size}, Err: ErrCorrupt}
 }
 
 // blobReader says in its errors which bytes of which blob it was to give, and
@@ -217,7 +217,7 @@ func (b *blobReader) Read(p []byte) (int, error) {
 		err = io.ErrUnexpectedEOF
 	}
 	if err != nil && err != io.EOF {
-		err = &BlobError{b.blob, b.extent, err}
+		err = &BlobError{Blob: b.blob, Range: b.extent, Err: err}
 	}
 	return n, err
 }
