@@ -40,6 +40,7 @@ type Options struct {
 	Log      io.Writer        // gets the package manager's own output; nil for none
 	Progress func(Event)      // called in order; nil for none
 	Now      func() time.Time // for Record.Steps
+	Evidence bool             // Contents and Origin of the Image will be asked for
 
 	debian func(context.Context, packages.Request, packages.Options) (*packages.Result, error) // for tests; nil is packages.Debian
 }
@@ -178,6 +179,9 @@ func (b *builder) packages(ctx context.Context) error {
 	if b.tree, err = tree.FromTar(f, info.Size()); err != nil {
 		return fmt.Errorf("%s: %w", res.Tar, err)
 	}
+	if b.options.Evidence {
+		b.image.made.installed = b.tree.Clone()
+	}
 	return nil
 }
 
@@ -237,6 +241,9 @@ func (b *builder) customize(context.Context) error {
 	}
 	if err := customize.Apply(b.tree, b.recipe); err != nil {
 		return err
+	}
+	if !b.options.Evidence {
+		return nil
 	}
 	var err error
 	b.image.made.sources, err = listSources(b.recipe)

@@ -2,8 +2,10 @@ package build
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
+	"io"
 	"path"
 	"path/filepath"
 	"strings"
@@ -25,27 +27,20 @@ type made struct {
 	trees    []*tree.Tree // of the recipe's partitions, nil for none
 	sources  []source
 
-	installed *tree.Tree         // as the package manager left it; read when asked for
-	database  *evidence.Database // of installed
+	// As the package manager left it: the recipe may have removed copyright files
+	// and the package database from the image.
+	installed *tree.Tree
+	database  *evidence.Database // of installed, once it was asked for
 }
 
-// read reads the package manager's tree once more: the recipe may have removed
-// copyright files and the package database from the image.
+// read reads the package database.
 func (im *Image) read() error {
 	m := &im.made
 	if m.database != nil {
 		return nil
 	}
-	if len(im.files) == 0 {
-		return errors.New("evidence: the image is closed")
-	}
-	f := im.files[0]
-	info, err := f.Stat()
-	if err != nil {
-		return err
-	}
-	if m.installed, err = tree.FromTar(f, info.Size()); err != nil {
-		return fmt.Errorf("evidence: %w", err)
+	if m.installed == nil || len(im.files) == 0 {
+		return errors.New("evidence: not kept (Options.Evidence), or the image is closed")
 	}
 	db, err := evidence.ReadDatabase(m.installed)
 	if err != nil {
@@ -66,8 +61,7 @@ func (im *Image) read() error {
 
 // Contents returns what the image is made of, for evidence.SBOM; the caller adds
 // the disk digest and its own name. With files it reads and hashes every file of
-// the image, on so many workers. It costs nothing unless called, and has to be
-// before Close.
+// the image, on so many workers. It wants Options.Evidence, and comes before Close.
 func (im *Image) Contents(ctx context.Context, files bool, workers int) (*evidence.Contents, error) {
 	if err := im.read(); err != nil {
 		return nil, err
@@ -82,11 +76,11 @@ func (im *Image) Contents(ctx context.Context, files bool, workers int) (*eviden
 	if err != nil {
 		return nil, fmt.Errorf("evidence: %w", err)
 	}
-	uki, err := evidence.HashFiles(ctx, single(m.uki), func(string) string { return "" }, 1)
-	if err != nil {
+	h := sha256.New()
+	if _, err := io.Copy(h, io.NewSectionReader(m.uki, 0, m.uki.Size())); err != nil {
 		return nil, fmt.Errorf("evidence: the boot program: %w", err)
 	}
-	c.Boot = &evidence.Boot{Path: efiPrograms[r.Arch], Kernel: m.kernel.Version, SHA256: uki[0].SHA256}
+	c.Boot = &evidence.Boot{Path: efiPrograms[r.Arch], Kernel: m.kernel.Version, SHA256: diskimage.Digest(h.Sum(nil))}
 	for _, p := range []string{m.kernel.Image, m.kernel.Stub} {
 		if name := owner(p); name != "" {
 			c.Boot.From = append(c.Boot.From, name)
@@ -102,15 +96,6 @@ func (im *Image) Contents(ctx context.Context, files bool, workers int) (*eviden
 		}
 	}
 	return c, nil
-}
-
-// single is a tree of one file.
-func single(d diskimage.Disk) *tree.Tree {
-	t := tree.New()
-	if err := t.Put("/file", &tree.Inode{Data: d}); err != nil {
-		panic(err) // the path is clean and has no parent
-	}
-	return t
 }
 
 // whole is the image as it looks when all is mounted. The EFI system partition
@@ -141,8 +126,8 @@ func (im *Image) whole() (*tree.Tree, error) {
 
 // Origin returns how the image came about, for evidence.Provenance, as far as
 // the build knows; the caller adds who builds, when, and how it compressed. The
-// recipe's sources are read again; one that has changed since is an error. It
-// costs nothing unless called, and has to be before Close.
+// recipe's sources are read again; one that has changed since is an error. It wants
+// Options.Evidence, and comes before Close.
 func (im *Image) Origin(ctx context.Context, workers int) (*evidence.Origin, error) {
 	if err := im.read(); err != nil {
 		return nil, err

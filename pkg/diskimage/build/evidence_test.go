@@ -83,7 +83,7 @@ func evident(t *testing.T) (*Image, string) {
 	t.Helper()
 	r, dir := sourced(t)
 	o := options(t)
-	o.debian = packaged(t)
+	o.debian, o.Evidence = packaged(t), true
 	return make1(t, r, o), dir
 }
 

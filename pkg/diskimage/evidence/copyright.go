@@ -14,10 +14,11 @@ import (
 type licenseReader struct {
 	t    *tree.Tree
 	done map[diskimage.Digest]License
+	room int // bytes of texts that may still come
 }
 
 func newLicenseReader(t *tree.Tree) *licenseReader {
-	return &licenseReader{t: t, done: map[diskimage.Digest]License{}}
+	return &licenseReader{t: t, done: map[diskimage.Digest]License{}, room: maxTexts}
 }
 
 // read returns the licence that the copyright file of a package declares.
@@ -30,6 +31,12 @@ func (r *licenseReader) read(pkg string) License {
 	l, ok := r.done[digest]
 	if !ok {
 		l = parseCopyright(b)
+		for _, t := range l.Texts {
+			r.room -= len(t.Text)
+		}
+		if r.room < 0 {
+			l = License{}
+		}
 		r.done[digest] = l
 	}
 	return l

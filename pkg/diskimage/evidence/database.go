@@ -20,6 +20,9 @@ const (
 	maxCopyright = 2 << 20
 	maxRelease   = 64 << 10
 	maxPackages  = 100_000
+	maxRelations = 2_000_000 // clauses of Depends and its like, of all packages
+	maxProviders = 8         // of one thing that are noted for each package that needs it
+	maxTexts     = 64 << 20  // of licences
 )
 
 // OS is what os-release(5) calls the distribution.
@@ -62,6 +65,8 @@ type Package struct {
 type Database struct {
 	OS       OS
 	Packages []Package // by name, then architecture
+
+	relations int // clauses read so far
 }
 
 // ReadDatabase reads dpkg's database and the packages' copyright files of a
@@ -163,6 +168,9 @@ func (db *Database) read(t *tree.Tree, name string) error {
 		}
 		pkg.requires = append(relations(p, "Pre-Depends"), relations(p, "Depends")...)
 		pkg.provides = relations(p, "Provides")
+		if db.relations += len(pkg.requires) + len(pkg.provides); db.relations > maxRelations {
+			return fmt.Errorf("%s: more than %d relations between packages", name, maxRelations)
+		}
 		db.Packages = append(db.Packages, pkg)
 	}
 	return nil
@@ -220,12 +228,12 @@ func (db *Database) satisfy(p *Package, clause string, named, provided map[strin
 			}
 		}
 		if len(found) > 0 {
-			return found
+			return found[:min(len(found), maxProviders)]
 		}
 	}
 	for alternative := range strings.SplitSeq(clause, "|") {
 		if found := provided[relationName(alternative)]; len(found) > 0 {
-			return found
+			return found[:min(len(found), maxProviders)]
 		}
 	}
 	return nil

@@ -1,6 +1,7 @@
 package evidence
 
 import (
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -86,6 +87,24 @@ func TestOtherDatabases(t *testing.T) {
 		if err == nil || !strings.Contains(err.Error(), name) {
 			t.Errorf("got error %v, want one about %q", err, name)
 		}
+	}
+}
+
+// TestHostileDatabasesStaySmall has each of many packages need what each of them
+// provides.
+func TestHostileDatabasesStaySmall(t *testing.T) {
+	var b strings.Builder
+	for i := range 3000 {
+		fmt.Fprintf(&b, "Package: p%d\nStatus: install ok installed\nVersion: 1\nArchitecture: all\nProvides: x\nDepends: x\n\n", i)
+	}
+	for i, p := range database(t, newTree(t, map[string]string{"/var/lib/dpkg/status": b.String()})).Packages {
+		if len(p.Depends) > maxProviders {
+			t.Fatalf("package %d needs %d others", i, len(p.Depends))
+		}
+	}
+	b.WriteString("Package: q\nStatus: install ok installed\nVersion: 1\nArchitecture: all\nDepends: " + strings.Repeat("x,", maxRelations) + "\n")
+	if _, err := ReadDatabase(newTree(t, map[string]string{"/var/lib/dpkg/status": b.String()})); err == nil {
+		t.Error("no bound on relations")
 	}
 }
 

@@ -13,7 +13,7 @@
 // memory than a whole one. Both documents are pure functions of what they are
 // given: no clock, no random number, no network.
 //
-// It wraps and signs nothing; that is pkg/oci/sign's part.
+// It signs nothing: that is pkg/oci/sign's part.
 package evidence
 
 import (
@@ -25,12 +25,13 @@ import (
 )
 
 // The predicate types of in-toto statements that carry the documents, and the
-// media type of an SPDX document by itself.
+// media types of an SPDX document and of a statement by themselves.
 const (
 	TypeSPDX       = "https://spdx.dev/Document"
 	TypeProvenance = "https://slsa.dev/provenance/v1"
 
-	MediaTypeSPDX = "application/spdx+json"
+	MediaTypeSPDX      = "application/spdx+json"
+	MediaTypeStatement = "application/vnd.in-toto+json"
 )
 
 // Image says which image the documents are about.

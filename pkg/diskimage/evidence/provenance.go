@@ -2,6 +2,7 @@ package evidence
 
 import (
 	"cmp"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/url"
@@ -149,6 +150,21 @@ func Provenance(o *Origin) ([]byte, error) {
 		return nil, fmt.Errorf("provenance: %w", err)
 	}
 	return out, nil
+}
+
+// Statement returns the in-toto statement (v1) that says a predicate of an
+// artifact. It is what is stored where nothing is signed.
+func Statement(name string, digest diskimage.Digest, predicateType string, predicate []byte) ([]byte, error) {
+	b, err := encode(struct {
+		Type          string          `json:"_type"`
+		Subject       []slsaResource  `json:"subject"`
+		PredicateType string          `json:"predicateType"`
+		Predicate     json.RawMessage `json:"predicate"`
+	}{"https://in-toto.io/Statement/v1", []slsaResource{{Name: name, Digest: sha256Set(digest)}}, predicateType, predicate})
+	if err != nil {
+		return nil, fmt.Errorf("statement: %w", err)
+	}
+	return b, nil
 }
 
 // CheckBuilder says what is wrong with a builder's name: it has to be a URI.
