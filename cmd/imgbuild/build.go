@@ -13,6 +13,7 @@ import (
 	"github.com/klauspost/compress/zstd"
 	"github.com/urfave/cli/v2"
 
+	"github.com/imgpipe/imgpipe/cmd/internal/refs"
 	"github.com/imgpipe/imgpipe/cmd/internal/ui"
 	"github.com/imgpipe/imgpipe/pkg/diskimage"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/build"
@@ -76,9 +77,12 @@ func runBuild(c *cli.Context) (err error) {
 	if out == "" {
 		out = fmt.Sprintf("oci:images:%s-%s", r.Name, r.Release)
 	}
-	ref, err := oci.ParseRef(out)
+	ref, err := refs.Parse(out)
 	if err != nil {
-		return ui.Fail(ui.ExitUsage, err, "write it as oci:DIR:TAG")
+		return err
+	}
+	if !ref.IsLayout() {
+		return ui.Fail(ui.ExitUsage, fmt.Errorf("--output %s: images are built into layouts, oci:DIR:TAG", out), "imgpush push oci:DIR:TAG "+out)
 	}
 	if !ref.Digest.IsZero() {
 		return ui.Usagef(c, "--output %s: a digest cannot be chosen", out)

@@ -10,6 +10,7 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"github.com/imgpipe/imgpipe/cmd/internal/refs"
 	"github.com/imgpipe/imgpipe/cmd/internal/ui"
 	"github.com/imgpipe/imgpipe/pkg/oci"
 )
@@ -25,7 +26,8 @@ index. An existing FILE is replaced only once the new one is complete.
   imgbuild export oci:images:debian-server disk.raw
 
 Without imgbuild, any OCI client and zstd do the same: see docs/format.md.`,
-		Flags: []cli.Flag{&cli.StringFlag{Name: "format", Usage: "`FORMAT` of the file: raw", Value: "raw"}},
+		Flags: append([]cli.Flag{
+			&cli.StringFlag{Name: "format", Usage: "`FORMAT` of the file: raw", Value: "raw"}, refs.PlatformFlag}, refs.Flags()...),
 		Action: func(c *cli.Context) error {
 			if c.NArg() != 2 {
 				return ui.Usagef(c, "export needs a REF and a FILE")
@@ -33,7 +35,7 @@ Without imgbuild, any OCI client and zstd do the same: see docs/format.md.`,
 			if f := c.String("format"); f != "raw" {
 				return ui.Usagef(c, "--format %s: this version writes raw", f)
 			}
-			a, err := openArtifact(c, c.Args().Get(0))
+			a, err := refs.Artifact(c, c.Args().Get(0))
 			if err != nil {
 				return err
 			}
@@ -95,7 +97,7 @@ func exportDisk(c *cli.Context, talk *ui.Talk, a *oci.Artifact, f *os.File, sync
 	}
 	step.End(err)
 	if _, ok := errors.AsType[*oci.BlobError](err); ok {
-		return sourceError(err)
+		return refs.Fail(err)
 	}
 	return err
 }

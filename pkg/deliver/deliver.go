@@ -44,10 +44,9 @@ type Source interface {
 	ReadFrames(ctx context.Context, segment int, off, length int64) (io.ReadCloser, error)
 }
 
-// Distruster is a Source that has its bytes from several places: told that what
-// it gave of a segment was wrong, it gets them elsewhere. It reports whether it
-// can.
-type Distruster interface{ Distrust(segment int) bool }
+// Distruster is what ReadFrames may return: told that its bytes were wrong, the
+// Source gets them elsewhere the next time.
+type Distruster interface{ Distrust() }
 
 // Target is a disk that is written to. All methods may be called concurrently,
 // for ranges that do not overlap.

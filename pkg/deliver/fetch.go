@@ -114,8 +114,8 @@ func (f *fetcher) request(ctx context.Context, chunks []int32, into func(diskima
 		}
 		start = f.meter.now()
 		if err := f.decode(c, place); err != nil {
-			if d, ok := f.source.(Distruster); ok {
-				d.Distrust(c.Segment)
+			if d, ok := body.(Distruster); ok {
+				d.Distrust()
 			}
 			return n, err
 		}

@@ -218,17 +218,6 @@ func (a *Artifact) ReadFrames(ctx context.Context, segment int, off, length int6
 	return a.store.read(ctx, d, off, length)
 }
 
-// Distrust says that what ReadFrames gave of a segment was wrong. It reports
-// whether asking again may give something else: from a registry or another of
-// its mirrors, not from a layout.
-func (a *Artifact) Distrust(segment int) bool {
-	s, ok := a.store.(remoteStore)
-	if ok {
-		distrust(s.repo, a.manifest.segments[segment])
-	}
-	return ok
-}
-
 // VerifyBlobs reads every distinct blob of the artifact and compares it with
 // its digest.
 func (a *Artifact) VerifyBlobs(ctx context.Context) error {

@@ -266,14 +266,16 @@ func (c *copier) push(ctx context.Context, d v1.Descriptor) (sent int64, err err
 	if err != nil {
 		return 0, err
 	}
-	for range fetchTries {
+	for again, try := true, 0; again && try < fetchTries; try++ {
 		var n int64
+		var last io.Reader
 		n, err = c.dst.PushBlob(ctx, d, func(off int64) (io.ReadCloser, error) {
 			body, err := c.src.Blob(ctx, d, off, d.Size-off)
 			if err != nil {
 				return nil, err
 			}
 			c.advance(d, off)
+			last = body
 			r := &copyReader{copier: c, desc: d, digest: digest, body: body, at: off}
 			if off == 0 {
 				r.hash = newHash()
@@ -281,10 +283,7 @@ func (c *copier) push(ctx context.Context, d v1.Descriptor) (sent int64, err err
 			return r, nil
 		}, PushOptions{MountFrom: c.o.MountFrom})
 		sent += n
-		if !errors.Is(err, ErrCorrupt) {
-			break
-		}
-		distrust(c.src, d)
+		again = errors.Is(err, ErrCorrupt) && distrust(last)
 	}
 	return sent, err
 }

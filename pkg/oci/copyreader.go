@@ -29,7 +29,7 @@ func (r *copyReader) Read(p []byte) (int, error) {
 	if r.hash != nil {
 		r.hash.Write(p[:n])
 		if r.at == r.desc.Size && diskimage.Digest(r.hash.Sum(nil)) != r.digest {
-			return 0, &BlobError{r.digest, diskimage.Extent{Len: r.desc.Size}, ErrCorrupt}
+			return 0, &BlobError{Blob: r.digest, Range: diskimage.Extent{Len: r.desc.Size}, Err: ErrCorrupt}
 		}
 	}
 	r.copier.advance(r.desc, r.at)

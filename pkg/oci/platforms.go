@@ -1,12 +1,15 @@
 package oci
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"slices"
 	"strings"
+	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/types"
@@ -15,24 +18,79 @@ import (
 // updater is a Repository that can change what a tag names without losing what
 // another does to it at the same time.
 type updater interface {
-	// UpdateManifest puts what edit makes of the manifest that the tag names, nil
-	// if it names none, under the tag. edit may be called several times.
-	UpdateManifest(ctx context.Context, tag string, mediaType types.MediaType, edit func(old []byte, desc v1.Descriptor) ([]byte, error)) (v1.Descriptor, error)
+	// UpdateManifest puts what edit makes of the manifest that the tag names
+	// under the tag.
+	UpdateManifest(ctx context.Context, tag string, mediaType types.MediaType, edit editManifest) (v1.Descriptor, error)
+}
+
+// editManifest changes a manifest, nil if there is none. It may be called several
+// times, and changes nothing that it made itself.
+type editManifest = func(old []byte, desc v1.Descriptor) ([]byte, error)
+
+const (
+	updateLooks = 3  // at what became of an update
+	updateTries = 32 // to make it
+	updatePause = 200 * time.Millisecond
+)
+
+// updateTag does for registries, which have no such step, what UpdateManifest does:
+// it writes, and looks again after growing pauses whether another client's
+// write took the edit back, and makes it again. An edit is lost only to a client
+// that read before it and writes after the last look, 700 ms to 1.4 s later.
+func updateTag(ctx context.Context, repo Repository, tag string, mediaType types.MediaType, edit editManifest) (v1.Descriptor, error) {
+	for look, tries := 0, 0; ; look++ {
+		old, desc, err := repo.Manifest(ctx, tag)
+		if err != nil && !errors.Is(err, ErrNotFound) {
+			return desc, err
+		}
+		body, err := edit(old, desc)
+		if err != nil {
+			return desc, err
+		}
+		switch {
+		case bytes.Equal(old, body) && look >= updateLooks:
+			return desc, nil
+		case bytes.Equal(old, body):
+			if tries == 0 {
+				return desc, nil // it was so before
+			}
+		case tries == updateTries:
+			return desc, fmt.Errorf("tag %s: other clients change it all the time", tag)
+		default:
+			if _, err := repo.PushManifest(ctx, tag, mediaType, body); err != nil {
+				return desc, err
+			}
+			tries, look = tries+1, 0
+		}
+		pause := updatePause << look
+		timer := time.NewTimer(pause/2 + rand.N(pause/2))
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+			timer.Stop()
+			return desc, ctx.Err()
+		}
+	}
 }
 
 // join lists an image in the image index that tag names: it takes the place of
 // one for the same platform. A tag that names a single image becomes an index of
 // both.
 func join(ctx context.Context, dst Repository, tag string, image copyNode) (v1.Hash, error) {
-	u, ok := dst.(updater)
-	if !ok || tag == "" {
+	if tag == "" {
 		return v1.Hash{}, errors.New("to join images they need a tag to be joined under")
 	}
 	desc, err := platformDescriptor(ctx, dst, image.body, image.desc)
 	if err != nil {
 		return v1.Hash{}, err
 	}
-	out, err := u.UpdateManifest(ctx, tag, types.OCIImageIndex, func(old []byte, oldDesc v1.Descriptor) ([]byte, error) {
+	update := func(ctx context.Context, tag string, mediaType types.MediaType, edit editManifest) (v1.Descriptor, error) {
+		return updateTag(ctx, dst, tag, mediaType, edit)
+	}
+	if u, ok := dst.(updater); ok {
+		update = u.UpdateManifest
+	}
+	out, err := update(ctx, tag, types.OCIImageIndex, func(old []byte, oldDesc v1.Descriptor) ([]byte, error) {
 		return joined(ctx, dst, old, oldDesc, desc)
 	})
 	return out.Digest, err
@@ -95,7 +153,7 @@ func platformDescriptor(ctx context.Context, repo Repository, b []byte, desc v1.
 }
 
 // UpdateManifest replaces what a tag of the layout names, under its lock.
-func (d *Dir) UpdateManifest(ctx context.Context, tag string, mediaType types.MediaType, edit func(old []byte, desc v1.Descriptor) ([]byte, error)) (v1.Descriptor, error) {
+func (d *Dir) UpdateManifest(ctx context.Context, tag string, mediaType types.MediaType, edit editManifest) (v1.Descriptor, error) {
 	if err := checkTag(tag); err != nil {
 		return v1.Descriptor{}, err
 	}

@@ -136,7 +136,8 @@ type chunkDecoder struct {
 	a     *Artifact
 	dec   *frame.Decoder
 	buf   []byte
-	again []byte // a frame that is read once more
+	again []byte    // a frame that is read once more
+	from  io.Reader // what gave the last bytes
 }
 
 func newChunkDecoder(a *Artifact) (*chunkDecoder, error) {
@@ -162,6 +163,7 @@ func (d *chunkDecoder) readInto(ctx context.Context, buf *[]byte, segment int, e
 		return nil, err
 	}
 	defer body.Close()
+	d.from = body
 	if _, err := io.ReadFull(body, b); err != nil {
 		return nil, err
 	}
@@ -172,7 +174,7 @@ func (d *chunkDecoder) readInto(ctx context.Context, buf *[]byte, segment int, e
 // store for it again, if the next answer may be another.
 func (d *chunkDecoder) chunk(ctx context.Context, dst, src []byte, c *diskimage.Chunk) error {
 	err := d.decode(dst, src, c)
-	for try := 1; err != nil && try < fetchTries && d.a.Distrust(c.Segment); try++ {
+	for try := 1; err != nil && try < fetchTries && distrust(d.from); try++ {
 		if src, err = d.readInto(ctx, &d.again, c.Segment, c.Frame); err != nil {
 			return err
 		}

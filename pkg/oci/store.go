@@ -156,13 +156,15 @@ func (s remoteStore) verify(ctx context.Context, d v1.Descriptor) error {
 func (s remoteStore) within(*Dir) bool { return false }
 func (s remoteStore) close() error     { return nil }
 
-// distruster is a Repository that can get a blob elsewhere.
-type distruster interface{ Distrust(d v1.Descriptor) }
-
-func distrust(repo Repository, d v1.Descriptor) {
-	if r, ok := repo.(distruster); ok {
-		r.Distrust(d)
+// distrust says that what body gave was wrong, even after Close, and reports
+// whether asking again may give something else: from a registry or another of
+// its mirrors, not from a layout.
+func distrust(body io.Reader) bool {
+	r, ok := body.(interface{ Distrust() })
+	if ok {
+		r.Distrust()
 	}
+	return ok
 }
 
 // fetchTries is how often a blob, or a chunk, that does not match its digest is
@@ -180,7 +182,7 @@ func FetchBlob(ctx context.Context, repo Repository, d v1.Descriptor, limit int6
 		return nil, fmt.Errorf("blob %v has %d bytes, at most %d are allowed", digest, d.Size, limit)
 	}
 	b := make([]byte, d.Size)
-	for range fetchTries {
+	for again, try := true, 0; again && try < fetchTries; try++ {
 		body, err := repo.Blob(ctx, d, 0, d.Size)
 		if err != nil {
 			return nil, err
@@ -195,7 +197,7 @@ func FetchBlob(ctx context.Context, repo Repository, d v1.Descriptor, limit int6
 		if diskimage.DigestOf(b) == digest {
 			return b, nil
 		}
-		distrust(repo, d)
+		again = distrust(body)
 	}
 	return nil, &BlobError{Blob: digest, Range: diskimage.Extent{Len: d.Size}, Err: ErrCorrupt}
 }
