@@ -2,6 +2,7 @@ package evidence
 
 import (
 	"fmt"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -42,8 +43,22 @@ func (r *licenseReader) read(pkg string) License {
 	return l
 }
 
+// common finds what any copyright file says about a licence of Debian's base
+// system, which it has to refer to instead of quoting it (policy 12.5).
+var common = regexp.MustCompile(`/usr/share/common-licenses/([A-Za-z0-9](?:[A-Za-z0-9.+-]*[A-Za-z0-9+])?)`)
+
+// mentions are the licences that a copyright file refers to: a hint, since it may
+// do so to say that something is not under them.
+func mentions(b []byte) (out []string) {
+	for _, m := range common.FindAllSubmatch(b, -1) {
+		out = append(out, string(m[1]))
+	}
+	slices.Sort(out)
+	return slices.Compact(out)
+}
+
 // parseCopyright reads a copyright file in Debian's machine-readable format
-// (copyright-format 1.0); of any other nothing is known. The result demands all
+// (copyright-format 1.0); of any other nothing is declared. The result demands all
 // licences that the file names for any part of the source package, of which the
 // binary package may hold less.
 func parseCopyright(b []byte) License {
@@ -55,7 +70,7 @@ func parseCopyright(b []byte) License {
 		_, files := p.get("Files")
 		if first {
 			if !strings.Contains(p.line("Format"), "copyright-format/1") {
-				return License{}
+				return License{Mentions: mentions(b)}
 			}
 			first, files = false, true // its License is that of all
 		}
@@ -69,6 +84,9 @@ func parseCopyright(b []byte) License {
 		if key := strings.ToLower(l.name); l.text != "" && texts[key] == "" {
 			texts[key] = l.text
 		}
+	}
+	if first {
+		return License{Mentions: mentions(b)}
 	}
 	all := &expression{op: and}
 	used := map[string]LicenseText{}

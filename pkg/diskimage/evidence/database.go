@@ -176,12 +176,16 @@ func (db *Database) read(t *tree.Tree, name string) error {
 	return nil
 }
 
-// relations returns the clauses of a relationship field, "a (>= 1) | b" being one.
+// relations returns the clauses of a relationship field, "a (>= 1) | b" being one;
+// of too many only so many that it shows.
 func relations(p paragraph, name string) (out []string) {
 	v, _ := p.get(name)
 	for clause := range strings.SplitSeq(v, ",") {
 		if clause = strings.TrimSpace(clause); clause != "" {
 			out = append(out, clause)
+		}
+		if len(out) > maxRelations {
+			break
 		}
 	}
 	return out

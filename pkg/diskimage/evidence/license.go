@@ -12,6 +12,7 @@ import (
 type License struct {
 	Expression string        // SPDX; "" if nothing is known
 	Texts      []LicenseText // those that Expression refers to, by ID
+	Mentions   []string      // of a file that is not machine-readable: names in /usr/share/common-licenses
 }
 
 // LicenseText is a licence that has no SPDX identifier, or whose name in Debian

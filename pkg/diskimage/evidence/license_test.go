@@ -2,6 +2,7 @@ package evidence
 
 import (
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -69,6 +70,13 @@ func TestTextsAreTheFilesOwn(t *testing.T) {
 	l = parseCopyright([]byte(format + "\nFiles: a\nLicense: home-made\n One.\n\nFiles: b\nLicense: home-made\n Two.\n"))
 	if len(l.Texts) != 2 {
 		t.Errorf("texts %+v", l.Texts)
+	}
+}
+
+func TestOtherFilesOnlyMention(t *testing.T) {
+	l := parseCopyright([]byte("See `/usr/share/common-licenses/GPL-2'.\nand /usr/share/common-licenses/LGPL-2.1.\n/usr/share/common-licenses/GPL-2, /usr/share/common-licenses/-\n"))
+	if l.Expression != "" || !slices.Equal(l.Mentions, []string{"GPL-2", "LGPL-2.1"}) {
+		t.Errorf("got %+v", l)
 	}
 }
 

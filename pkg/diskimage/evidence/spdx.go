@@ -75,6 +75,7 @@ type spdxPackage struct {
 	SourceInfo       string         `json:"sourceInfo,omitempty"`
 	LicenseConcluded string         `json:"licenseConcluded"`
 	LicenseDeclared  string         `json:"licenseDeclared"`
+	LicenseComments  string         `json:"licenseComments,omitempty"`
 	CopyrightText    string         `json:"copyrightText"`
 	Summary          string         `json:"summary,omitempty"`
 	Comment          string         `json:"comment,omitempty"`
@@ -243,6 +244,9 @@ func (d *sbom) debianPackage(p *Package) {
 		LicenseDeclared: p.License.Expression, Summary: p.Summary, Homepage: homepage(p.Homepage),
 		SourceInfo:   fmt.Sprintf("built from source package %s %s", p.Source, cmp.Or(p.SourceVersion, p.Version)),
 		ExternalRefs: []spdxExternal{{Category: "PACKAGE-MANAGER", Type: "purl", Locator: p.PURL(d.of.Database.OS)}},
+	}
+	if m := p.License.Mentions; len(m) > 0 {
+		out.LicenseComments = "The copyright file is not machine-readable. It mentions " + strings.Join(m, ", ") + " of /usr/share/common-licenses."
 	}
 	if !p.Archive.IsZero() {
 		out.Checksums = []spdxChecksum{{"SHA256", p.Archive.Hex()}}

@@ -2,6 +2,7 @@ package evidence
 
 import (
 	"bytes"
+	"fmt"
 	"math/rand"
 	"slices"
 	"strings"
@@ -59,6 +60,38 @@ func TestJudgesRefuseWhatIsWrong(t *testing.T) {
 		if out, err := judge(t, "spdx", []byte(bad)); err == nil {
 			t.Errorf("%s is accepted: %s", name, out)
 		}
+	}
+}
+
+// TestJudgesAcceptWhateverPackagesSay makes packages whose fields and copyright
+// files are words in no order.
+func TestJudgesAcceptWhateverPackagesSay(t *testing.T) {
+	random := rand.New(rand.NewSource(1))
+	words := []string{"GPL-2+", "ISC", "MIT", "home made", "a/b", "and", "or", "AND", ",", "with", "exception", "Font exception", "(c)", "é", "+",
+		".", "LicenseRef-x", "NOASSERTION", "NONE", "\x00", "\xff", "<a@lists.debian.org>", "<", ">", "()", "Person:", "%", "#", "?", "/", "@", ":", "~1", "http://a/ b"}
+	text := func(n int) string {
+		var out []string
+		for range random.Intn(n) {
+			out = append(out, words[random.Intn(len(words))])
+		}
+		return strings.Join(out, " ")
+	}
+	files := map[string]string{"/etc/os-release": osRelease}
+	var b strings.Builder
+	for i := range 400 {
+		name := fmt.Sprintf("p%d", i)
+		fmt.Fprintf(&b, "Package: %s\nStatus: install ok installed\nArchitecture: amd64\nVersion: 1%s\nSource: %s\nMaintainer: %s\nOriginal-Maintainer: %s\nHomepage: %s\nDescription: %s\nDepends: %s\n\n",
+			name, text(3), text(3), text(6), text(6), text(4), text(4), text(6))
+		files["/usr/share/doc/"+name+"/copyright"] = format + "License: " + text(8) + "\n " + text(2) + "\n\nFiles: *\nLicense: " + text(8) + "\n"
+	}
+	files["/var/lib/dpkg/status"] = b.String()
+	c := contents(t)
+	c.Database = database(t, newTree(t, files))
+	if len(c.Database.Packages) != 400 {
+		t.Fatalf("%d packages", len(c.Database.Packages))
+	}
+	if out, err := judge(t, "spdx", sbomOf(t, c)); err != nil {
+		t.Errorf("%v: %s", err, out)
 	}
 }
 
