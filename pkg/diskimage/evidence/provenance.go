@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
+	"path"
 	"slices"
 	"strings"
 	"time"
@@ -54,7 +55,7 @@ type Input struct {
 
 // Archive is the signed state of one suite of a package archive.
 type Archive struct {
-	Suite  string
+	Suite  string           // bookworm-security; "" for an archive without suites
 	Digest diskimage.Digest // of its InRelease
 }
 
@@ -185,7 +186,7 @@ func (o *Origin) dependencies() []slsaResource {
 		out = append(out, slsaResource{Name: in.Name, Digest: sha256Set(in.Digest)})
 	}
 	for _, a := range o.Archives {
-		out = append(out, slsaResource{Name: a.Suite + "/InRelease", Digest: sha256Set(a.Digest)})
+		out = append(out, slsaResource{Name: path.Join(a.Suite, "InRelease"), Digest: sha256Set(a.Digest)})
 	}
 	if o.Database != nil {
 		for i := range o.Database.Packages {

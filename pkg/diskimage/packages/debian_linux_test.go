@@ -451,3 +451,22 @@ func TestTreeThatDoesNotFitIsNotTried(t *testing.T) {
 		t.Errorf("error %v, want %s", err, want)
 	}
 }
+
+func TestSuitesOfSources(t *testing.T) {
+	for name, want := range map[string]string{
+		"deb.example.org_debian_dists_bookworm_InRelease":                   "bookworm",
+		"deb.example.org_debian-security_dists_bookworm-security_InRelease": "bookworm-security",
+		"_srv_mirror_dists_stable_Release":                                  "stable",
+		"localhost_flat_._InRelease":                                        "",
+	} {
+		if got := (Source{Name: name}).Suite(); got != want {
+			t.Errorf("%s: got %q, want %q", name, got, want)
+		}
+	}
+}
+
+func TestDebNamesAreApts(t *testing.T) {
+	if got, want := debName("g++", "4:12.2.0-3", "amd64"), "g++_4%3a12.2.0-3_amd64.deb"; got != want {
+		t.Errorf("got %s, want %s", got, want)
+	}
+}
