@@ -77,15 +77,9 @@ func runBuild(c *cli.Context) (err error) {
 	if out == "" {
 		out = fmt.Sprintf("oci:images:%s-%s", r.Name, r.Release)
 	}
-	ref, err := refs.Parse(out)
+	ref, err := outputRef(c, out)
 	if err != nil {
 		return err
-	}
-	if !ref.IsLayout() {
-		return ui.Fail(ui.ExitUsage, fmt.Errorf("--output %s: images are built into layouts, oci:DIR:TAG", out), "imgpush push oci:DIR:TAG "+out)
-	}
-	if !ref.Digest.IsZero() {
-		return ui.Usagef(c, "--output %s: a digest cannot be chosen", out)
 	}
 	ok, level := zstd.EncoderLevelFromString(c.String("level"))
 	if !ok {
@@ -156,6 +150,20 @@ func runBuild(c *cli.Context) (err error) {
 			ui.Bytes(result.DiskSize), ui.Bytes(result.DataSize), ui.Bytes(result.BlobSize), result.Kernel, ui.Duration(time.Since(begun)))
 		return err
 	})
+}
+
+// outputRef reads --output: a layout, in which an image may get a tag.
+func outputRef(c *cli.Context, out string) (oci.Ref, error) {
+	ref, err := refs.Parse(out)
+	switch {
+	case err != nil:
+		return ref, err
+	case !ref.IsLayout():
+		return ref, ui.Fail(ui.ExitUsage, fmt.Errorf("--output %s: images are made in layouts, oci:DIR:TAG", out), "imgpush push oci:DIR:TAG "+out)
+	case !ref.Digest.IsZero():
+		return ref, ui.Usagef(c, "--output %s: a digest cannot be chosen", out)
+	}
+	return ref, nil
 }
 
 // pack stores the image in dir, where nothing names it yet.

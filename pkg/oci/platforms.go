@@ -149,7 +149,8 @@ func platformDescriptor(ctx context.Context, repo Repository, b []byte, desc v1.
 	if err != nil {
 		return desc, fmt.Errorf("%v: %w", desc.Digest, err)
 	}
-	return v1.Descriptor{MediaType: doc.MediaType, Digest: desc.Digest, Size: desc.Size, ArtifactType: doc.ArtifactType, Platform: platform}, nil
+	// Without artifactType: skopeo before 1.14 would drop it, and change the digest.
+	return v1.Descriptor{MediaType: doc.MediaType, Digest: desc.Digest, Size: desc.Size, Platform: platform}, nil
 }
 
 // UpdateManifest replaces what a tag of the layout names, under its lock.
