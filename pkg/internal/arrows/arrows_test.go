@@ -21,6 +21,8 @@ var rules = []struct {
 	{pkg: "pkg/diskimage/...", banned: []string{module + "pkg/oci/...", module + "pkg/deliver/..."}, why: "diskimage knows nobody"},
 	{pkg: "pkg/diskimage/...", banned: []string{"github.com/diskfs/go-diskfs/..."},
 		allow: []string{"pkg/diskimage/gpt", "pkg/diskimage/foreign"}, why: "only gpt and foreign use go-diskfs"},
+	{pkg: "pkg/diskimage/evidence", banned: []string{module + "pkg/diskimage/recipe", module + "pkg/diskimage/packages", module + "pkg/diskimage/build",
+		module + "pkg/diskimage/customize", module + "pkg/diskimage/boot", "os/exec", "net/http"}, why: "evidence says what it is told, and reads trees"},
 	{pkg: "pkg/oci/...", banned: []string{module + "pkg/deliver/..."}, why: "oci and deliver never meet"},
 	{pkg: "pkg/oci", banned: []string{module + "pkg/oci/registry", "net/http"}, why: "a layout needs no network"},
 	{pkg: "pkg/deliver/...", banned: []string{module + "pkg/oci/..."}, why: "oci and deliver never meet"},
@@ -30,7 +32,7 @@ var rules = []struct {
 	{pkg: "cmd/imgpush", banned: []string{module + "pkg/oci/sign/kms", module + "pkg/oci/sign/signer", "github.com/sigstore/..."}, why: "imgpush verifies, and holds no private key"},
 	{pkg: "cmd/internal/ui", banned: []string{module + "pkg/..."}, why: "ui is about talking"},
 	{pkg: "cmd/imgpush", banned: []string{module + "pkg/diskimage/build", module + "pkg/diskimage/packages", module + "pkg/diskimage/customize",
-		module + "pkg/diskimage/mkfs/ext4", module + "pkg/diskimage/recipe", module + "pkg/diskimage/diff", module + "pkg/diskimage/foreign",
+		module + "pkg/diskimage/mkfs/ext4", module + "pkg/diskimage/recipe", module + "pkg/diskimage/diff", module + "pkg/diskimage/evidence", module + "pkg/diskimage/foreign",
 		module + "pkg/diskimage/virtdisk", module + "cmd/internal/qemu"}, why: "imgpush is the agent: it builds nothing"},
 	{pkg: "cmd/imgbuild", banned: []string{module + "pkg/deliver/..."}, why: "imgbuild writes no disks"},
 }
