@@ -22,6 +22,8 @@ var rules = []struct {
 	{pkg: "pkg/diskimage/...", banned: []string{"github.com/diskfs/go-diskfs/..."},
 		allow: []string{"pkg/diskimage/gpt", "pkg/diskimage/foreign"}, why: "only gpt and foreign use go-diskfs"},
 	{pkg: "pkg/oci/...", banned: []string{module + "pkg/deliver/..."}, why: "oci and deliver never meet"},
+	{pkg: "pkg/oci/remote", banned: []string{module + "pkg/oci"}, why: "oci is built on its client"},
+	{pkg: "cmd/...", banned: []string{module + "pkg/oci/ocitest"}, why: "faults are for tests"},
 	{pkg: "pkg/deliver/...", banned: []string{module + "pkg/oci/..."}, why: "oci and deliver never meet"},
 	{pkg: "pkg/deliver", banned: []string{"golang.org/x/sys/unix", module + "pkg/deliver/blockdev"}, why: "the engine knows no Linux"},
 	{pkg: "cmd/internal/ui", banned: []string{module + "pkg/..."}, why: "ui is about talking"},
