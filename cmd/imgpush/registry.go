@@ -37,7 +37,7 @@ or --plain-http. Ctrl-C or SIGTERM lets running requests end, ten seconds at mos
 Deleted and overwritten images take room until --gc removes them, while no registry runs.
 
   imgpush registry images
-  imgpush registry images --listen :5000 --tls-cert site.crt --tls-key site.key --htpasswd users
+  imgpush registry images --listen :5000 --tls-cert a.crt --tls-key a.key --htpasswd users
   imgpush registry images --gc`,
 		Flags: []cli.Flag{
 			&cli.StringFlag{Name: "listen", Usage: "listen on `ADDRESS`, HOST:PORT; port 0 is any free one", Value: "127.0.0.1:5000"},

@@ -10,15 +10,21 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"github.com/imgpipe/imgpipe/cmd/internal/refs"
 	"github.com/imgpipe/imgpipe/cmd/internal/ui"
 	"github.com/imgpipe/imgpipe/pkg/deliver"
 	"github.com/imgpipe/imgpipe/pkg/deliver/blockdev"
 	"github.com/imgpipe/imgpipe/pkg/deliver/firstboot"
 	"github.com/imgpipe/imgpipe/pkg/diskimage"
 	"github.com/imgpipe/imgpipe/pkg/oci"
+	"github.com/imgpipe/imgpipe/pkg/oci/remote"
 )
 
-var _ deliver.Source = (*oci.Artifact)(nil) // where the two sides meet
+// Where the two sides meet.
+var (
+	_ deliver.Source     = (*oci.Artifact)(nil)
+	_ deliver.Distruster = (*remote.Reader)(nil)
+)
 
 func writeCommand() *cli.Command {
 	return &cli.Command{
@@ -38,7 +44,7 @@ none of them that volume is blank.
   imgpush write oci:images:debian-server /dev/sdX --dry-run --insecure-no-signature
   imgpush write oci:images:debian-server /dev/sdX --insecure-no-signature --hostname db1
   imgpush write oci:images:debian-server disk.raw --yes --insecure-no-signature`,
-		Flags: []cli.Flag{
+		Flags: append([]cli.Flag{
 			&cli.BoolFlag{Name: "yes", Usage: "do not ask; needed where no terminal can be asked"},
 			&cli.BoolFlag{Name: "insecure-no-signature", Usage: "write an image that nobody signed; this version verifies no signatures, and so needs it"},
 			&cli.BoolFlag{Name: "dry-run", Usage: "print what would be done; the target is read, not written"},
@@ -49,7 +55,8 @@ none of them that volume is blank.
 			&cli.StringFlag{Name: "network-config", Usage: "cloud-init network-config from `FILE`"},
 			&cli.StringFlag{Name: "hostname", Usage: "the machine's `NAME`"},
 			&cli.StringSliceFlag{Name: "ssh-key", Usage: "`LINE` of authorized_keys for the image's default user; may be repeated"},
-		},
+			refs.PlatformFlag,
+		}, refs.Flags()...),
 		Action: runWrite,
 	}
 }
@@ -91,19 +98,22 @@ func runWrite(c *cli.Context) (err error) {
 		return err
 	}
 	begun := time.Now()
-	ref, err := oci.ParseRef(c.Args().First())
+	ref, err := refs.Parse(c.Args().First())
 	if err != nil {
-		return ui.Fail(ui.ExitUsage, err, "write it as oci:DIR:TAG")
+		return err
+	}
+	if err := refs.Named(ref); err != nil {
+		return err
 	}
 	if !c.Bool("insecure-no-signature") {
 		return ui.Fail(ui.ExitTrust, fmt.Errorf("%s: nothing says that this image is to be trusted; the target is untouched", ref),
 			"--insecure-no-signature writes it all the same")
 	}
-	if w.artifact, err = oci.Open(c.Context, ref); err != nil {
+	if w.artifact, err = refs.Artifact(c, c.Args().First()); err != nil {
 		if errors.Is(err, oci.ErrCorrupt) {
-			return ui.Fail(ui.ExitTrust, fmt.Errorf("%w; nothing was written", err), damaged)
+			return ui.Fail(ui.ExitTrust, fmt.Errorf("%w; nothing was written", err), refs.Damaged)
 		}
-		return ui.Fail(ui.ExitSource, err, "")
+		return err
 	}
 	defer w.artifact.Close()
 	w.disk, err = blockdev.Open(c.Context, c.Args().Get(1), blockdev.Options{
@@ -269,9 +279,6 @@ func verifyMode(c *cli.Context) (deliver.Verify, error) {
 	}
 }
 
-// damaged is what to try with an image whose blobs are not what their digests say.
-const damaged = "the image is damaged: build it again, or copy it anew"
-
 // exitCodes are the exit codes of what goes wrong in delivering.
 var exitCodes = map[deliver.Problem]int{
 	deliver.ProblemOther: ui.ExitOther, deliver.ProblemTarget: ui.ExitTarget, deliver.ProblemSource: ui.ExitSource,
@@ -287,7 +294,7 @@ func (w *write) exitError(err error) error {
 	}
 	code, try := exitCodes[e.Problem], e.Try
 	if e.Problem == deliver.ProblemSource && errors.Is(err, oci.ErrCorrupt) { // a blob that was cut short
-		code, try = ui.ExitTrust, damaged
+		code, try = ui.ExitTrust, refs.Damaged
 	}
 	return ui.Fail(code, fmt.Errorf("%s: %w", w.disk.Info().Path, err), try)
 }

@@ -203,6 +203,12 @@ func (a *Artifact) StoredSize() int64 {
 	return total
 }
 
+// MetadataSize returns the bytes of manifest, config and index: what Open reads
+// of an image, and what a machine fetches to know what else it needs.
+func (a *Artifact) MetadataSize() int64 {
+	return a.size + a.manifest.config.Size + a.manifest.index.Size
+}
+
 // ReadFrames returns bytes [off, off+length) of the blob of a segment, as they
 // are stored: whoever decodes them compares each chunk with its SHA-256. An
 // early end is a *BlobError, not io.EOF. The caller closes the reader.

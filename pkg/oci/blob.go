@@ -16,24 +16,14 @@ import (
 
 	"github.com/imgpipe/imgpipe/pkg/diskimage"
 	"github.com/imgpipe/imgpipe/pkg/internal/atomicfile"
+	"github.com/imgpipe/imgpipe/pkg/internal/blob"
 )
 
 // BlobError is a blob that is not what its digest says, or could not be read.
-type BlobError struct {
-	Blob  diskimage.Digest
-	Range diskimage.Extent // bytes of the blob
-	Err   error
-}
-
-func (e *BlobError) Error() string {
-	return fmt.Sprintf("blob %v, bytes %v: %v", e.Blob, e.Range, e.Err)
-}
-
-// Unwrap returns the cause.
-func (e *BlobError) Unwrap() error { return e.Err }
+type BlobError = blob.Error
 
 // ErrCorrupt is the cause of a BlobError whose bytes do not match a digest.
-var ErrCorrupt = errors.New("does not match its SHA-256")
+var ErrCorrupt = blob.ErrCorrupt
 
 func (d *Dir) blobPath(digest diskimage.Digest) string {
 	return filepath.Join(d.path, "blobs", "sha256", digest.Hex())
@@ -180,17 +170,17 @@ func (d *Dir) ReadBlob(digest diskimage.Digest, size, limit int64) ([]byte, erro
 	whole := diskimage.Extent{Len: size}
 	f, err := openRegular(d.blobPath(digest))
 	if err != nil {
-		return nil, &BlobError{digest, whole, err}
+		return nil, &BlobError{Blob: digest, Range: whole, Err: err}
 	}
 	defer f.Close()
 	b := make([]byte, size)
 	if n, err := io.ReadFull(f, b); err == io.EOF || err == io.ErrUnexpectedEOF {
-		return nil, &BlobError{digest, whole, fmt.Errorf("has only %d bytes: %w", n, ErrCorrupt)}
+		return nil, &BlobError{Blob: digest, Range: whole, Err: fmt.Errorf("has only %d bytes: %w", n, ErrCorrupt)}
 	} else if err != nil {
-		return nil, &BlobError{digest, whole, err}
+		return nil, &BlobError{Blob: digest, Range: whole, Err: err}
 	}
 	if n, _ := f.Read(make([]byte, 1)); n != 0 || diskimage.DigestOf(b) != digest {
-		return nil, &BlobError{digest, whole, ErrCorrupt}
+		return nil, &BlobError{Blob: digest, Range: whole, Err: ErrCorrupt}
 	}
 	return b, nil
 }
@@ -218,7 +208,7 @@ func (d *Dir) VerifyBlob(ctx context.Context, digest diskimage.Digest) error {
 			err = ErrCorrupt
 		}
 		if err != nil {
-			return &BlobError{digest, diskimage.Extent{Len: n}, err}
+			return &BlobError{Blob: digest, Range: diskimage.Extent{Len: n}, Err: err}
 		}
 	}
 }

@@ -19,6 +19,7 @@ import (
 
 	"github.com/imgpipe/imgpipe/pkg/diskimage"
 	"github.com/imgpipe/imgpipe/pkg/internal/atomicfile"
+	"github.com/imgpipe/imgpipe/pkg/internal/blob"
 )
 
 const (
@@ -133,7 +134,7 @@ func mkdirAll(fsys atomicfile.FS, path string) error {
 		if serr == nil && info.IsDir() {
 			return nil
 		}
-		return err
+		return &fs.PathError{Op: "mkdir", Path: path, Err: unix.ENOTDIR}
 	}
 	if err != nil {
 		return err
@@ -199,8 +200,9 @@ func (d *Dir) parseIndex(b []byte) (*v1.IndexManifest, error) {
 	return x, nil
 }
 
-// ErrNotFound is returned for a tag or digest that the layout does not have.
-var ErrNotFound = errors.New("not in the layout")
+// ErrNotFound is returned for a tag or digest that the layout or the
+// repository does not have.
+var ErrNotFound = blob.ErrNotFound
 
 // Resolve returns the descriptor that ref names in d; ref.Dir is not looked
 // at. It reads index.json once, and does not check the manifest.
@@ -286,38 +288,46 @@ func (d *Dir) Publish(ctx context.Context, desc v1.Descriptor, tag string) error
 	if err != nil {
 		n = &node{desc: desc} // whoever reads it will say what is wrong
 	}
-	return d.editIndex(ctx, func(x *v1.IndexManifest) {
-		d.dropChildren(x, n)
-		if tag == "" && d.isChild(n) {
-			return
-		}
-		desc.Annotations = withRefName(desc.Annotations, tag)
-		has := func(m v1.Descriptor, name string) bool { return m.Annotations[annotationRefName] == name }
-		at := slices.IndexFunc(x.Manifests, func(m v1.Descriptor) bool {
-			return tag != "" && has(m, tag) || has(m, "") && m.Digest == desc.Digest
-		})
-		switch {
-		case at >= 0:
-			x.Manifests[at] = desc
-		case tag == "" && slices.ContainsFunc(x.Manifests, func(m v1.Descriptor) bool { return m.Digest == desc.Digest }):
-		default:
-			x.Manifests = append(x.Manifests, desc)
-		}
-		x.Manifests = slices.DeleteFunc(x.Manifests, func(m v1.Descriptor) bool {
-			return tag != "" && has(m, tag) && m.Digest != desc.Digest
-		})
+	return d.editIndex(ctx, func(x *v1.IndexManifest) error {
+		d.listUnder(x, n, desc, tag)
+		return nil
+	})
+}
+
+// listUnder puts desc, whose node is n, into x under tag, which then names
+// nothing else.
+func (d *Dir) listUnder(x *v1.IndexManifest, n *node, desc v1.Descriptor, tag string) {
+	d.dropChildren(x, n)
+	if tag == "" && d.isChild(n) {
+		return
+	}
+	desc.Annotations = withRefName(desc.Annotations, tag)
+	has := func(m v1.Descriptor, name string) bool { return m.Annotations[annotationRefName] == name }
+	at := slices.IndexFunc(x.Manifests, func(m v1.Descriptor) bool {
+		return tag != "" && has(m, tag) || has(m, "") && m.Digest == desc.Digest
+	})
+	switch {
+	case at >= 0:
+		x.Manifests[at] = desc
+	case tag == "" && slices.ContainsFunc(x.Manifests, func(m v1.Descriptor) bool { return m.Digest == desc.Digest }):
+	default:
+		x.Manifests = append(x.Manifests, desc)
+	}
+	x.Manifests = slices.DeleteFunc(x.Manifests, func(m v1.Descriptor) bool {
+		return tag != "" && has(m, tag) && m.Digest != desc.Digest
 	})
 }
 
 // Remove takes tag out of index.json. Its blobs stay until GC.
 func (d *Dir) Remove(ctx context.Context, tag string) error {
 	found := false
-	err := d.editIndex(ctx, func(x *v1.IndexManifest) {
+	err := d.editIndex(ctx, func(x *v1.IndexManifest) error {
 		x.Manifests = slices.DeleteFunc(x.Manifests, func(m v1.Descriptor) bool {
 			match := tag != "" && m.Annotations[annotationRefName] == tag
 			found = found || match
 			return match
 		})
+		return nil
 	})
 	if err == nil && !found {
 		return fmt.Errorf("tag %s: %w", tag, ErrNotFound)
@@ -329,12 +339,13 @@ func (d *Dir) Remove(ctx context.Context, tag string) error {
 // blobs stay until GC.
 func (d *Dir) RemoveManifest(ctx context.Context, digest diskimage.Digest) error {
 	found := false
-	err := d.editIndex(ctx, func(x *v1.IndexManifest) {
+	err := d.editIndex(ctx, func(x *v1.IndexManifest) error {
 		x.Manifests = slices.DeleteFunc(x.Manifests, func(m v1.Descriptor) bool {
 			match := m.Digest == hashOf(digest)
 			found = found || match
 			return match
 		})
+		return nil
 	})
 	if err == nil && !found {
 		return fmt.Errorf("manifest %v: %w", digest, ErrNotFound)
@@ -342,7 +353,7 @@ func (d *Dir) RemoveManifest(ctx context.Context, digest diskimage.Digest) error
 	return err
 }
 
-func (d *Dir) editIndex(ctx context.Context, edit func(*v1.IndexManifest)) error {
+func (d *Dir) editIndex(ctx context.Context, edit func(*v1.IndexManifest) error) error {
 	d.edits.Lock()
 	defer d.edits.Unlock()
 	lock, err := flockDir(ctx, d.path, unix.LOCK_EX)
@@ -359,12 +370,14 @@ func (d *Dir) editIndex(ctx context.Context, edit func(*v1.IndexManifest)) error
 
 // writeIndex replaces index.json, where edit changes x, which is what it holds.
 // The caller has the exclusive lock.
-func (d *Dir) writeIndex(x *v1.IndexManifest, edit func(*v1.IndexManifest)) error {
+func (d *Dir) writeIndex(x *v1.IndexManifest, edit func(*v1.IndexManifest) error) error {
 	before, err := json.Marshal(x)
 	if err != nil {
 		return err
 	}
-	edit(x)
+	if err := edit(x); err != nil {
+		return err
+	}
 	if x.Manifests == nil {
 		x.Manifests = []v1.Descriptor{}
 	}

@@ -42,7 +42,7 @@ func (d *Dir) GC() (report GCReport, err error) {
 		}
 		report.Manifests = len(x.Manifests) - len(stay)
 		if report.Manifests > 0 {
-			if err := d.writeIndex(x, func(x *v1.IndexManifest) { x.Manifests = stay }); err != nil {
+			if err := d.writeIndex(x, func(x *v1.IndexManifest) error { x.Manifests = stay; return nil }); err != nil {
 				return err
 			}
 		}

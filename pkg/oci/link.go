@@ -68,7 +68,7 @@ func (d *Dir) copyBlob(ctx context.Context, r io.Reader, digest diskimage.Digest
 		return err
 	}
 	if got, _ := w.Sum(); got != digest {
-		return &BlobError{digest, diskimage.Extent{Len: n}, ErrCorrupt}
+		return &BlobError{Blob: digest, Range: diskimage.Extent{Len: n}, Err: ErrCorrupt}
 	}
 	return w.Commit()
 }

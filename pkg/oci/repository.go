@@ -11,6 +11,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/types"
 
 	"github.com/imgpipe/imgpipe/pkg/diskimage"
+	"github.com/imgpipe/imgpipe/pkg/internal/blob"
 )
 
 // Repository is a place that holds manifests and blobs: a *Dir, or a
@@ -38,10 +39,7 @@ type Repository interface {
 }
 
 // PushOptions change how a blob is stored.
-type PushOptions struct {
-	// MountFrom names repositories of the same registry that may have the blob.
-	MountFrom []string
-}
+type PushOptions = blob.PushOptions
 
 var _ Repository = (*Dir)(nil)
 
@@ -123,7 +121,7 @@ func (d *Dir) Blob(ctx context.Context, desc v1.Descriptor, off, n int64) (io.Re
 	}
 	f, err := openRegular(d.blobPath(digest))
 	if err != nil {
-		return nil, &BlobError{digest, e, err}
+		return nil, &BlobError{Blob: digest, Range: e, Err: err}
 	}
 	return &blobReader{r: io.NewSectionReader(f, off, n), c: f, blob: digest, extent: e}, nil
 }
@@ -164,7 +162,7 @@ func (d *Dir) PushBlob(ctx context.Context, desc v1.Descriptor, open func(off in
 		if err != nil {
 			return n, err
 		}
-		return n, &BlobError{want, diskimage.Extent{Len: n}, ErrCorrupt}
+		return n, &BlobError{Blob: want, Range: diskimage.Extent{Len: n}, Err: ErrCorrupt}
 	}
 	return n, w.Commit()
 }

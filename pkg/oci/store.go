@@ -73,7 +73,7 @@ func (s *layoutStore) read(ctx context.Context, d v1.Descriptor, off, n int64) (
 	e := diskimage.Extent{Off: off, Len: n}
 	f, err := s.open(d, digest)
 	if err != nil {
-		return nil, &BlobError{digest, e, err}
+		return nil, &BlobError{Blob: digest, Range: e, Err: err}
 	}
 	return &blobReader{r: io.NewSectionReader(f, off, n), blob: digest, extent: e}, nil
 }
@@ -148,13 +148,24 @@ func (s remoteStore) verify(ctx context.Context, d v1.Descriptor) error {
 		return err
 	}
 	if diskimage.Digest(h.Sum(nil)) != digest {
-		return &BlobError{digest, diskimage.Extent{Len: d.Size}, ErrCorrupt}
+		return &BlobError{Blob: digest, Range: diskimage.Extent{Len: d.Size}, Err: ErrCorrupt}
 	}
 	return nil
 }
 
 func (s remoteStore) within(*Dir) bool { return false }
 func (s remoteStore) close() error     { return nil }
+
+// distrust says that what body gave was wrong, even after Close, and reports
+// whether asking again may give something else: from a registry or another of
+// its mirrors, not from a layout.
+func distrust(body io.Reader) bool {
+	r, ok := body.(interface{ Distrust() })
+	if ok {
+		r.Distrust()
+	}
+	return ok
+}
 
 // fetchTries is how often a blob, or a chunk, that does not match its digest is
 // asked for: the next answer may come from another mirror.
@@ -171,7 +182,7 @@ func FetchBlob(ctx context.Context, repo Repository, d v1.Descriptor, limit int6
 		return nil, fmt.Errorf("blob %v has %d bytes, at most %d are allowed", digest, d.Size, limit)
 	}
 	b := make([]byte, d.Size)
-	for range fetchTries {
+	for again, try := true, 0; again && try < fetchTries; try++ {
 		body, err := repo.Blob(ctx, d, 0, d.Size)
 		if err != nil {
 			return nil, err
@@ -186,8 +197,9 @@ func FetchBlob(ctx context.Context, repo Repository, d v1.Descriptor, limit int6
 		if diskimage.DigestOf(b) == digest {
 			return b, nil
 		}
+		again = distrust(body)
 	}
-	return nil, &BlobError{digest, diskimage.Extent{Len: d.Size}, ErrCorrupt}
+	return nil, &BlobError{Blob: digest, Range: diskimage.Extent{Len: d.Size}, Err: ErrCorrupt}
 }
 
 // blobReader says in its errors which bytes of which blob it was to give, and
@@ -207,7 +219,7 @@ func (b *blobReader) Read(p []byte) (int, error) {
 		err = io.ErrUnexpectedEOF
 	}
 	if err != nil && err != io.EOF {
-		err = &BlobError{b.blob, b.extent, err}
+		err = &BlobError{Blob: b.blob, Range: b.extent, Err: err}
 	}
 	return n, err
 }

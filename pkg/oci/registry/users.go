@@ -29,7 +29,7 @@ type Users struct {
 	mu     sync.Mutex
 	info   fs.FileInfo
 	hashes map[string][]byte
-	nobody []byte // what names without one are compared with, so that time does not tell them
+	nobody []byte            // what names without one are compared with, so that time does not tell them
 	proven map[[32]byte]bool // names and passwords that matched, as a MAC: bcrypt is slow on purpose
 
 	slow chan struct{} // who may compute bcrypt
