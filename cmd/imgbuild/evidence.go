@@ -125,6 +125,9 @@ func (e *evidenceStep) provenance() (attached, error) {
 	if err != nil {
 		return attached{}, err
 	}
+	if referrer, err := e.known(predicate); err != nil || !referrer.IsZero() {
+		return attached{evidence.TypeProvenance, referrer, int64(len(predicate)), e.signer != nil}, err
+	}
 	if e.signer != nil {
 		return e.attest(evidence.TypeProvenance, predicate)
 	}
@@ -147,6 +150,63 @@ func (e *evidenceStep) predicate() ([]byte, error) {
 	o.Versions["imgpipe"] = e.c.App.Version
 	o.Started, o.Finished = e.begun, time.Now()
 	return evidence.Provenance(o)
+}
+
+// known returns the referrer that says already what a provenance would, but for
+// the times: an image that is built again and again does not gather them.
+func (e *evidenceStep) known(predicate []byte) (diskimage.Digest, error) {
+	if e.signer != nil {
+		found, err := sign.Fetch(e.c.Context, e.to, e.packed.Digest(), evidence.TypeProvenance)
+		if err != nil {
+			return diskimage.Digest{}, err
+		}
+		claims, _ := found.Claims([]*sign.Key{e.signer.Key()})
+		for _, claim := range claims {
+			if claim.Type == evidence.TypeProvenance && claim.Format == sign.FormatBundle && evidence.SameRun(claim.Predicate, predicate) {
+				return claim.Origin, nil
+			}
+		}
+		return diskimage.Digest{}, nil
+	}
+	referrers, err := e.to.Referrers(e.c.Context, e.packed.Digest())
+	if err != nil {
+		return diskimage.Digest{}, err
+	}
+	for _, r := range referrers {
+		if r.ArtifactType == evidence.MediaTypeStatement && evidence.SameRun(e.statement(r), predicate) {
+			return diskimage.ParseDigest(r.Digest.String())
+		}
+	}
+	return diskimage.Digest{}, nil
+}
+
+// maxStatement bounds an unsigned statement that is looked at, in bytes.
+const maxStatement = 16 << 20
+
+// statement reads the predicate of an unsigned statement, nil if that cannot be
+// done: then another is added.
+func (e *evidenceStep) statement(referrer v1.Descriptor) []byte {
+	b, _, err := e.to.Manifest(e.c.Context, referrer.Digest.String())
+	if err != nil {
+		return nil
+	}
+	var m v1.Manifest
+	if json.Unmarshal(b, &m) != nil || len(m.Layers) != 1 || m.Layers[0].Size > maxStatement {
+		return nil
+	}
+	r, err := e.to.Blob(e.c.Context, m.Layers[0], 0, m.Layers[0].Size)
+	if err != nil {
+		return nil
+	}
+	defer r.Close()
+	if b, err = io.ReadAll(r); err != nil {
+		return nil
+	}
+	var s struct{ Predicate json.RawMessage }
+	if json.Unmarshal(b, &s) != nil {
+		return nil
+	}
+	return s.Predicate
 }
 
 // attest stores a signed statement.
