@@ -87,7 +87,8 @@ type ListOptions struct {
 
 // List returns all block devices but partitions, sorted by name: those with a
 // medium, and the hardware without one. It needs no rights but for reading
-// what is on them, and changes nothing.
+// what is on them, and changes nothing. Where firmware says from which partition
+// the machine started, the tables of disks are read in any case.
 func (s System) List(ctx context.Context, o ListOptions) ([]Device, error) {
 	entries, err := os.ReadDir(s.at("/sys/block"))
 	if err != nil {
@@ -97,7 +98,7 @@ func (s System) List(ctx context.Context, o ListOptions) ([]Device, error) {
 	if err != nil {
 		return nil, fmt.Errorf("who uses the block devices: %w", err)
 	}
-	links := s.links()
+	links, booted := s.links(), s.bootedFrom()
 	var devices []Device
 	for _, e := range entries {
 		if err := ctx.Err(); err != nil {
@@ -116,11 +117,16 @@ func (s System) List(ctx context.Context, o ListOptions) ([]Device, error) {
 		if from := byPathLink(d.Links); from != "" {
 			d.ByPath = from
 		}
-		s.contents(&d, o)
+		switch {
+		case o.Read:
+			s.contents(&d, o.Probe)
+		case booted != "" && d.Kind == KindDisk:
+			s.contents(&d, nil) // which disk that is, its table says
+		}
 		devices = append(devices, d)
 	}
 	slices.SortFunc(devices, func(a, b Device) int { return naturally(a.Name, b.Name) })
-	judge(devices, s.bootedFrom(), links)
+	judge(devices, booted, links)
 	return devices, nil
 }
 

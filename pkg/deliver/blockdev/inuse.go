@@ -8,7 +8,9 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
+	"unicode"
 
 	"golang.org/x/sys/unix"
 )
@@ -45,9 +47,17 @@ func (u User) String() string {
 	case UseFilesystem:
 		return u.Device + " belongs to the mounted " + u.By
 	case UseMounted:
-		return u.Device + " is mounted on " + u.By
+		return u.Device + " is mounted on " + shown(u.By)
 	}
 	return u.Device + " is used as swap"
+}
+
+// shown is a name that somebody chose, for a terminal.
+func shown(s string) string {
+	if strings.ContainsFunc(s, func(r rune) bool { return !unicode.IsPrint(r) }) {
+		return strconv.Quote(s)
+	}
+	return s
 }
 
 // usage is who uses what on a system, at one moment.
