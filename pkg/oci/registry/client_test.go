@@ -52,6 +52,9 @@ func (c client) try(method, path string, body io.Reader, h header) (reply, error
 	case !strings.Contains(path, "://"):
 		path = c.base + "/v2/" + c.repo + "/" + path
 	}
+	if body == nil {
+		body = http.NoBody
+	}
 	req, err := http.NewRequestWithContext(context.Background(), method, path, body)
 	if err != nil {
 		return reply{}, err
