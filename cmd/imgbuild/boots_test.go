@@ -185,6 +185,45 @@ func TestBootsReproduce(t *testing.T) {
 	}
 }
 
+// TestBootsEvidence builds the example with a key, and again, and lets imgpush
+// read what is then attested.
+func TestBootsEvidence(t *testing.T) {
+	h := newHouse(t)
+	t.Setenv("IMGPIPE_KEY_PASSWORD", "secret")
+	key := filepath.Join(h.dir, "ci")
+	h.run(h.imgbuild, "keygen", key)
+	ref := "oci:" + h.dir + "/images:server"
+	build := []string{"build", "../../recipes/debian-server.yaml", "-o", ref, "--cache", h.cache, "--json", "--set", "console=tty0",
+		"--sbom-files", "--provenance", "--builder-id", "https://ci.example.org/runner", "--key", key + ".key"}
+	h.run(h.imgbuild, build...)
+	index := filepath.Join(h.dir, "images/index.json")
+	before, err := os.ReadFile(index)
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.run(h.imgbuild, build...)
+	if after, err := os.ReadFile(index); err != nil || !bytes.Equal(after, before) {
+		t.Errorf("the same build again changed index.json: %v\n%s\n%s", err, before, after)
+	}
+	for kind, of := range map[string][]string{
+		"spdx":       {"spdxjson", `"SPDXRef-Unpackaged"`, `"./etc/motd"`},
+		"provenance": {"slsaprovenance1", `"console":"tty0"`, `"debian-base.yaml"`, "https://ci.example.org/runner"},
+	} {
+		predicate := filepath.Join(h.dir, kind+".json")
+		h.run(h.imgpush, "verify", ref, "--key", key+".pub", "--type", of[0], "--predicate", predicate)
+		b, err := os.ReadFile(predicate)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, want := range of[1:] {
+			if !bytes.Contains(b, []byte(want)) {
+				t.Errorf("%s: no %s", kind, want)
+			}
+		}
+		h.judgeFile(kind, predicate)
+	}
+}
+
 // sbom reads the digest of the SBOM's manifest from a build's --json.
 func (h *house) sbom(result []byte) string {
 	h.t.Helper()
@@ -197,15 +236,9 @@ func (h *house) sbom(result []byte) string {
 	return r.Evidence[0].Referrer
 }
 
-// judge lets judge-evidence, if .ci/judges has built it, read an SBOM of a layout.
+// judge lets judge-evidence read an SBOM of a layout.
 func (h *house) judge(layout, manifest string) {
 	h.t.Helper()
-	h.t.Setenv("PATH", "../../build/judges:"+os.Getenv("PATH"))
-	program, _ := exec.LookPath("judge-evidence")
-	if program == "" {
-		h.t.Log("not judged: no judge-evidence")
-		return
-	}
 	blob := func(digest string) string {
 		return filepath.Join(layout, "blobs/sha256", strings.TrimPrefix(digest, "sha256:"))
 	}
@@ -217,8 +250,19 @@ func (h *house) judge(layout, manifest string) {
 	if err != nil || len(m.Layers) != 1 {
 		h.t.Fatalf("%v: %s", err, b)
 	}
-	if program, err = filepath.Abs(program); err != nil {
+	h.judgeFile("spdx", blob(m.Layers[0].Digest))
+}
+
+// judgeFile lets judge-evidence, if .ci/judges has built it, read a document.
+func (h *house) judgeFile(kind, name string) {
+	h.t.Helper()
+	program, err := filepath.Abs("../../build/judges/judge-evidence")
+	if err != nil {
 		h.t.Fatal(err)
 	}
-	h.t.Logf("%s", h.run(program, "spdx", blob(m.Layers[0].Digest)))
+	if _, err := os.Stat(program); err != nil {
+		h.t.Log("not judged: ", err)
+		return
+	}
+	h.t.Logf("%s", h.run(program, kind, name))
 }

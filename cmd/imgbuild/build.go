@@ -19,6 +19,7 @@ import (
 	"github.com/imgpipe/imgpipe/pkg/diskimage/build"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/recipe"
 	"github.com/imgpipe/imgpipe/pkg/oci"
+	"github.com/imgpipe/imgpipe/pkg/oci/sign/signer"
 )
 
 func buildCommand() *cli.Command {
@@ -37,7 +38,7 @@ the recipe's base or packages change or --refresh asks the mirrors.
   imgbuild build recipes/debian-server.yaml
   imgbuild build recipes/debian-server.yaml -o oci:images:debian-server --set console=tty0
   imgbuild build recipes/debian-server.yaml --raw disk.raw
-  imgbuild build recipes/debian-server.yaml --sbom --provenance --builder-id https://ci.example.org/runner`,
+  imgbuild build recipes/debian-server.yaml --sbom --provenance --key ci.key`,
 		Flags: append([]cli.Flag{
 			setFlag,
 			&cli.StringFlag{Name: "output", Aliases: []string{"o"}, Usage: "where the image goes: `oci:DIR[:TAG]`", DefaultText: "oci:images:NAME-RELEASE"},
@@ -105,6 +106,13 @@ func runBuild(c *cli.Context) (err error) {
 	}
 	defer func() { err = errors.Join(err, dir.Close()) }()
 
+	var key *signer.Signer
+	if c.IsSet("key") { // its password is asked for now
+		if key, err = loadKey(c); err != nil {
+			return err
+		}
+	}
+
 	steps := &buildSteps{talk: talk}
 	image, err := build.Build(c.Context, r, build.Options{
 		CacheDir: cache, WorkDir: c.String("scratch"), Refresh: c.Bool("refresh"),
@@ -120,7 +128,7 @@ func runBuild(c *cli.Context) (err error) {
 		return err
 	}
 	// The tag comes last: it never names an image that lacks its evidence.
-	documents, err := attachEvidence(c, talk, dir, image, packed, begun)
+	documents, err := (&evidenceStep{c, dir, image, packed, key, begun}).run(talk)
 	if err != nil {
 		return err
 	}

@@ -14,13 +14,20 @@ import (
 func contents(d oci.DiskConfig) string {
 	switch {
 	case d.Table != nil:
-		return fmt.Sprintf("GPT of %d partitions", len(d.Table.Partitions))
+		return "GPT of " + partitions(len(d.Table.Partitions))
 	case d.MBR != nil:
-		return fmt.Sprintf("MBR of %d partitions", len(d.MBR.Partitions))
+		return "MBR of " + partitions(len(d.MBR.Partitions))
 	case d.Filesystem != nil:
 		return d.Filesystem.Type + " without partitions"
 	}
 	return "no partitions"
+}
+
+func partitions(n int) string {
+	if n == 1 {
+		return "1 partition"
+	}
+	return fmt.Sprint(n, " partitions")
 }
 
 // writeMBR lists the partitions of a disk that has an MBR, as rows of columns.

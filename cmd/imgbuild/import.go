@@ -87,6 +87,12 @@ func runImport(c *cli.Context) (err error) {
 		return err
 	}
 	defer file.Close()
+	// Where the image goes is looked at before minutes are spent on it.
+	dir, err := oci.CreateDir(c.Context, o.ref.Dir)
+	if err != nil {
+		return ui.Fail(ui.ExitTarget, fmt.Errorf("--output %s: %w", o.ref, err), "")
+	}
+	defer func() { err = errors.Join(err, dir.Close()) }()
 	source, err := openSource(c, talk, file)
 	if err != nil {
 		return err
@@ -96,11 +102,6 @@ func runImport(c *cli.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	dir, err := oci.CreateDir(c.Context, o.ref.Dir)
-	if err != nil {
-		return ui.Fail(ui.ExitTarget, fmt.Errorf("--output %s: %w", o.ref, err), "")
-	}
-	defer func() { err = errors.Join(err, dir.Close()) }()
 	previous := previousArtifact(c, dir, o.ref, o.config.Name)
 	if previous != nil {
 		defer previous.Close()

@@ -34,6 +34,7 @@
 //	attest REF NAME TYPE JSON      attest a predicate of an image, with NAME.key
 //	[!] trusted REF FILE [TYPE…]   the key in FILE signed the image, and attested the types
 //	loop VAR FILE SIZE [SECTOR]    set VAR to a loop device over FILE, made for it
+//	serve VAR DIR [read-only]      VAR is a registry over DIR, until the script ends
 //	[root]                         the test may use loop devices
 package cmdtest
 
@@ -69,7 +70,7 @@ func Run(t *testing.T, dir string) {
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"mkimage": mkimage, "exits": exits, "filled": filled, "corrupt": corrupt, "blob": blob, "bytes": allBytes,
 			"same": same, "unpack": unpack, "json": hasJSON, "lines": lines, "interrupt": interrupt, "loop": loop,
-			"mkkey": mkkey, "sign": signImage, "attest": attestImage, "trusted": trusted,
+			"serve": serve, "mkkey": mkkey, "sign": signImage, "attest": attestImage, "trusted": trusted,
 		},
 	})
 }

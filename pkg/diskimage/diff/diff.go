@@ -9,7 +9,7 @@
 // docs/diff.md is the normative text. Everything but Files decides without
 // reading. Files guarantees that it takes contents for equal only where digests
 // or bytes say so; that a chunk which both images have is read once while it is
-// kept; that it keeps at most 256 MiB of chunks; and that damaged filesystems
+// kept; that it keeps at most 96 MiB of chunks; and that damaged filesystems
 // give a Problem, never a panic. It does not verify: Image.Read must.
 package diff
 

@@ -10,7 +10,7 @@ import (
 	"github.com/imgpipe/imgpipe/pkg/diskimage"
 )
 
-const keepBytes = 256 << 20 // of chunks, for both images together
+const keepBytes = 96 << 20 // of chunks, for both images together
 
 // Read is what a comparison read of the disks.
 type Read struct {

@@ -1,6 +1,7 @@
 package evidence
 
 import (
+	"bytes"
 	"cmp"
 	"encoding/json"
 	"errors"
@@ -151,6 +152,31 @@ func Provenance(o *Origin) ([]byte, error) {
 		return nil, fmt.Errorf("provenance: %w", err)
 	}
 	return out, nil
+}
+
+// SameRun reports whether two predicates differ in nothing but when the build ran
+// and whether it took the packages from the cache: one of them says it all.
+func SameRun(a, b []byte) bool {
+	x, err := withoutTimes(a)
+	if err != nil {
+		return false
+	}
+	y, err := withoutTimes(b)
+	return err == nil && bytes.Equal(x, y)
+}
+
+func withoutTimes(predicate []byte) ([]byte, error) {
+	var p slsaPredicate
+	d := json.NewDecoder(bytes.NewReader(predicate))
+	d.DisallowUnknownFields() // what is not understood is not the same
+	if err := d.Decode(&p); err != nil {
+		return nil, err
+	}
+	if m := p.RunDetails.Metadata; m != nil {
+		m.Started, m.Finished = "", ""
+	}
+	delete(p.BuildDefinition.Internal, "packages")
+	return encode(p)
 }
 
 // Statement returns the in-toto statement (v1) that says a predicate of an

@@ -88,6 +88,34 @@ func TestTheOrderOfInputsMeansNothing(t *testing.T) {
 	}
 }
 
+func TestSameRuns(t *testing.T) {
+	a := provenance(t, origin(t))
+	for name, c := range map[string]struct {
+		edit func(*Origin)
+		same bool
+	}{
+		"nothing":    {func(*Origin) {}, true},
+		"times":      {func(o *Origin) { o.Started, o.Finished = o.Started.Add(1e9), o.Finished.Add(2e9) }, true},
+		"the cache":  {func(o *Origin) { o.Packages.FromCache = false }, true},
+		"an input":   {func(o *Origin) { o.Inputs[0].Digest[0]++ }, false},
+		"a variable": {func(o *Origin) { o.Set["console"] = "ttyS0" }, false},
+		"a version":  {func(o *Origin) { o.Versions["imgpipe"] = "2" }, false},
+		"the run":    {func(o *Origin) { o.Invocation = "run-8" }, false},
+		"who built":  {func(o *Origin) { o.Builder = "https://ci.example.org/runner/2" }, false},
+	} {
+		o := origin(t)
+		c.edit(o)
+		if got := SameRun(a, provenance(t, o)); got != c.same {
+			t.Errorf("%s differs: got %v", name, got)
+		}
+	}
+	for _, other := range []string{"", "{}", "null", strings.Replace(string(a), `"runDetails"`, `"more":1,"runDetails"`, 1)} {
+		if SameRun(a, []byte(other)) || SameRun([]byte(other), a) {
+			t.Errorf("the same as %s", other)
+		}
+	}
+}
+
 func TestBuildersAreURIs(t *testing.T) {
 	for _, bad := range []string{"me", "https://a b", "://", "http://[", "urn:x\n"} {
 		o := origin(t)

@@ -52,6 +52,7 @@ func guarded(t *testing.T, set func(*ocitest.Tokens)) (*site, *ocitest.Tokens, r
 }
 
 func TestTokenIsRenewedMidWay(t *testing.T) {
+	t.Parallel()
 	s, tokens, _ := guarded(t, func(k *ocitest.Tokens) { k.Uses = 3 })
 	const step = 20_000
 	for off := int64(0); off < s.d.Size; off += step {
@@ -66,6 +67,7 @@ func TestTokenIsRenewedMidWay(t *testing.T) {
 }
 
 func TestTokenIsRenewedOnceForAll(t *testing.T) {
+	t.Parallel()
 	s, tokens, _ := guarded(t, nil)
 	if _, err := read(t.Context(), s.repo, s.d, 0, 1); err != nil {
 		t.Fatal(err)
@@ -86,6 +88,7 @@ func TestTokenIsRenewedOnceForAll(t *testing.T) {
 }
 
 func TestTokenIsRenewedBeforeItExpires(t *testing.T) {
+	t.Parallel()
 	s, tokens, _ := guarded(t, func(k *ocitest.Tokens) { k.Expires = 3600 })
 	for range 3 {
 		if _, err := read(t.Context(), s.repo, s.d, 0, 1); err != nil {
@@ -98,6 +101,7 @@ func TestTokenIsRenewedBeforeItExpires(t *testing.T) {
 }
 
 func TestUploadsWhenEachTokenServesOnce(t *testing.T) {
+	t.Parallel()
 	s, _, o := guarded(t, func(k *ocitest.Tokens) { k.Uses = 1 })
 	for _, n := range []int{1000, 3_000_000} {
 		b := randomBytes(n)
@@ -112,6 +116,7 @@ func TestUploadsWhenEachTokenServesOnce(t *testing.T) {
 }
 
 func TestMountAsksForBothRepositories(t *testing.T) {
+	t.Parallel()
 	s, tokens, o := guarded(t, nil)
 	other := mustRepo(t, o, s.addr, "acme/other")
 	moved, err := other.PushBlob(t.Context(), s.d, opener(s.data), remote.PushOptions{MountFrom: []string{"acme/server"}})
@@ -125,6 +130,7 @@ func TestMountAsksForBothRepositories(t *testing.T) {
 }
 
 func TestWrongPassword(t *testing.T) {
+	t.Parallel()
 	s, _, o := guarded(t, nil)
 	o.Keychain = login{s.addr, "ann", "hunter2-hunter2"}
 	_, _, err := mustRepo(t, o, s.addr, "acme/server").Manifest(t.Context(), "v1")
@@ -137,6 +143,7 @@ func TestWrongPassword(t *testing.T) {
 }
 
 func TestBasic(t *testing.T) {
+	t.Parallel()
 	open := newSite(t, quick(), nil)
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if u, p, _ := r.BasicAuth(); u != "ann" || p != "pass" {
@@ -169,6 +176,7 @@ func elsewhere(t *testing.T, s *site) (*ocitest.Faults, string) {
 }
 
 func TestCredentialsDoNotFollowARedirect(t *testing.T) {
+	t.Parallel()
 	s, _, _ := guarded(t, nil)
 	store, base := elsewhere(t, s)
 	s.faults.Add(ocitest.Fault{Kind: ocitest.Blob, Times: -1, Do: ocitest.Redirect(base)})
@@ -203,6 +211,7 @@ func TestCredentialsDoNotFollowARedirect(t *testing.T) {
 }
 
 func TestCredentialsDoNotFollowAnUpload(t *testing.T) {
+	t.Parallel()
 	s, _, _ := guarded(t, nil)
 	store, base := elsewhere(t, s)
 	s.faults.Add(ocitest.Fault{Kind: ocitest.Upload, Method: http.MethodPost, Times: -1, Do: ocitest.Headers(func(h http.Header) {
@@ -228,6 +237,7 @@ func TestCredentialsDoNotFollowAnUpload(t *testing.T) {
 }
 
 func TestErrorsHoldNoSecrets(t *testing.T) {
+	t.Parallel()
 	var told []error
 	var mu sync.Mutex
 	s, _, o := guarded(t, nil)
@@ -265,6 +275,7 @@ func (a *asked) RoundTrip(r *http.Request) (*http.Response, error) {
 }
 
 func TestPlainHTTPIsForLoopback(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct {
 		host    string
 		allowed bool
@@ -289,6 +300,7 @@ func TestPlainHTTPIsForLoopback(t *testing.T) {
 }
 
 func TestTLS(t *testing.T) {
+	t.Parallel()
 	open := newSite(t, quick(), nil)
 	srv := httptest.NewUnstartedServer(open.reg)
 	srv.EnableHTTP2 = true

@@ -40,6 +40,7 @@ func mirrored(t *testing.T, o remote.Options) (s *site, mirror *ocitest.Faults, 
 func count(f *ocitest.Faults, k ocitest.Kind) int { n, _ := f.Count(k); return n }
 
 func TestMirrorServesWhatADigestNames(t *testing.T) {
+	t.Parallel()
 	s, mirror, _ := mirrored(t, quick())
 	if err := errors.Join(readPart(t, s), fetchAll(t, s), byDigest(t, s)); err != nil {
 		t.Fatal(err)
@@ -56,6 +57,7 @@ func TestMirrorServesWhatADigestNames(t *testing.T) {
 }
 
 func TestMirrorFails(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct {
 		name string
 		do   ocitest.Action
@@ -88,6 +90,7 @@ func TestMirrorFails(t *testing.T) {
 }
 
 func TestMirrorIsNotThere(t *testing.T) {
+	t.Parallel()
 	o := quick()
 	o.Backoff = time.Hour
 	o.Mirrors = []string{"127.0.0.1:1"}
@@ -98,6 +101,7 @@ func TestMirrorIsNotThere(t *testing.T) {
 }
 
 func TestMirrorInsteadOfTheRegistry(t *testing.T) {
+	t.Parallel()
 	o := quick()
 	s, _, addr := mirrored(t, o)
 	o.Mirrors = []string{addr + "/site"}
@@ -114,6 +118,7 @@ func TestMirrorInsteadOfTheRegistry(t *testing.T) {
 }
 
 func TestMirrorGivesWrongBytes(t *testing.T) {
+	t.Parallel()
 	s, mirror, _ := mirrored(t, quick())
 	mirror.Add(ocitest.Fault{Times: -1, Do: ocitest.WrongByte(ocitest.Middle)})
 	if err := errors.Join(fetchAll(t, s), byDigest(t, s)); err != nil {
@@ -158,6 +163,7 @@ func (s *site) fetchCorrupt(t *testing.T) error {
 }
 
 func TestWalkThroughABlobWithoutRanges(t *testing.T) {
+	t.Parallel()
 	s := newSite(t, quick(), nil)
 	s.faults.Add(ocitest.Fault{Kind: ocitest.Blob, Times: -1, Do: ocitest.Whole()})
 	const step = 5000
@@ -192,6 +198,7 @@ func TestWalkThroughABlobWithoutRanges(t *testing.T) {
 }
 
 func TestEveryRange(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct {
 		name string
 		do   ocitest.Action
@@ -209,6 +216,7 @@ func TestEveryRange(t *testing.T) {
 }
 
 func TestMirrorThatIsNone(t *testing.T) {
+	t.Parallel()
 	for _, m := range []string{"", "/x", "a b", "host/UPPER"} {
 		c := remote.New(remote.Options{Mirrors: []string{m}})
 		if _, err := c.Repo("registry.example", "acme/server"); err == nil || !strings.Contains(err.Error(), "mirror") {
