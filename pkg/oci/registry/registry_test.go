@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -389,6 +390,27 @@ func TestStalledAndDrippingBodies(t *testing.T) {
 		t.Fatal(err)
 	}
 	r.want(t, 202).head(t, "Range", fmt.Sprintf("0-%d", 8*len(part)-1))
+}
+
+// A client that asks and does not read is given up.
+func TestClientThatDoesNotRead(t *testing.T) {
+	ended := make(chan registry.Access, 8)
+	c, _ := serve(t, registry.Options{Stall: 50 * time.Millisecond, Log: func(a registry.Access) { ended <- a }})
+	d := c.blob(make([]byte, 32<<20), "")
+	for range 2 { // of the push
+		<-ended
+	}
+	conn, err := net.Dial("tcp", strings.TrimPrefix(c.base, "http://"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if _, err := fmt.Fprintf(conn, "GET /v2/%s/blobs/%s HTTP/1.1\r\nHost: x\r\n\r\n", c.repo, d.Digest); err != nil {
+		t.Fatal(err)
+	}
+	if a := <-ended; a.Err == nil || a.Bytes >= 32<<20 {
+		t.Errorf("ended with %d bytes, %v", a.Bytes, a.Err)
+	}
 }
 
 func TestCollect(t *testing.T) {

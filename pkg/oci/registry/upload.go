@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"os"
+	"path/filepath"
 	"regexp"
 	"strconv"
 
@@ -143,6 +145,9 @@ func (r *Registry) mount(ctx context.Context, p *repo, digest diskimage.Digest, 
 	for _, name := range names {
 		if oci.CheckName(name) != nil || name == p.name {
 			continue
+		}
+		if _, err := os.Lstat(filepath.Join(r.root, filepath.FromSlash(name), "blobs", "sha256", digest.Hex())); err != nil {
+			continue // without opening it
 		}
 		other, err := r.open(ctx, name, false)
 		if err != nil {
