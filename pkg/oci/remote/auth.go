@@ -55,12 +55,13 @@ func (h *host) hello(ctx context.Context) error {
 	if h.challenge != nil {
 		return nil
 	}
-	ch, err := transport.Ping(ctx, h.reg, h.c.wire)
+	both := new(pinged)
+	ch, err := transport.Ping(context.WithValue(ctx, pingKey{}, both), h.reg, h.c.wire)
 	if err != nil {
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
-		return h.handshakeFailure("hello", "/v2/", err)
+		return h.handshakeFailure("hello", "/v2/", both.tell(err))
 	}
 	if ch.Insecure && !h.c.o.PlainHTTP && !isLoopback(hostOnly(h.reg.RegistryStr())) {
 		return h.handshakeFailure("hello", "/v2/", errPlainHTTP)

@@ -33,6 +33,39 @@ type wire struct {
 // blob when an upload is closed.
 type slowAnswer struct{}
 
+type pingKey struct{}
+
+// pinged takes apart what the library says when it tried HTTPS and plain HTTP.
+type pinged struct {
+	mu          sync.Mutex
+	https, http error
+}
+
+func (p *pinged) set(scheme string, err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if scheme == "https" {
+		p.https = err
+	} else {
+		p.http = err
+	}
+}
+
+// tell returns the error that says why there is no handshake; err is both.
+func (p *pinged) tell(err error) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	switch {
+	case isCertificate(p.https):
+		return p.https
+	case p.http == nil || errors.Is(p.http, errPlainHTTP) && p.https == nil:
+		return err
+	case errors.Is(p.https, http.ErrSchemeMismatch) && !errors.Is(p.http, errPlainHTTP):
+		return p.http // it speaks plain HTTP, and may
+	}
+	return p.https
+}
+
 // RoundTrip implements http.RoundTripper.
 func (w *wire) RoundTrip(req *http.Request) (*http.Response, error) {
 	if req.URL.Scheme != "https" && !w.plain && !isLoopback(req.URL.Hostname()) {
@@ -57,7 +90,11 @@ func (w *wire) RoundTrip(req *http.Request) (*http.Response, error) {
 	if err != nil {
 		watch.timer.Stop()
 		cancel()
-		return nil, watch.name(err)
+		err = watch.name(err)
+		if p, ok := req.Context().Value(pingKey{}).(*pinged); ok {
+			p.set(req.URL.Scheme, err)
+		}
+		return nil, err
 	}
 	watch.rest()
 	resp.Body = &watchedBody{ReadCloser: resp.Body, watch: watch}
