@@ -109,6 +109,8 @@ type watch struct {
 	timer  *time.Timer
 	fired  atomic.Bool
 
+	answered atomic.Bool
+
 	mu    sync.Mutex
 	spent time.Duration // waited since the last progress
 	got   int           // bytes since then
@@ -128,8 +130,11 @@ func (w *watch) name(err error) error {
 	return err
 }
 
-// rest stops the time.
-func (w *watch) rest() { w.timer.Stop() }
+// rest stops the time: there is an answer.
+func (w *watch) rest() {
+	w.answered.Store(true)
+	w.timer.Stop()
+}
 
 // begin starts to wait, end ends it and counts the bytes that moved.
 func (w *watch) begin() {
@@ -182,6 +187,8 @@ type sentBody struct {
 func (b *sentBody) Read(p []byte) (int, error) {
 	b.watch.timer.Stop() // the time of the caller's disk is not the network's
 	n, err := b.ReadCloser.Read(p)
-	b.watch.timer.Reset(b.watch.stall)
+	if !b.watch.answered.Load() {
+		b.watch.timer.Reset(b.watch.stall)
+	}
 	return n, err
 }
