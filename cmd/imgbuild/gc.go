@@ -26,7 +26,7 @@ It waits for nobody: a layout that is in use is left alone.
 				return ui.Usagef(c, "gc needs one oci:DIR")
 			}
 			ref, err := oci.ParseRef(c.Args().First())
-			if err != nil || ref.Tag != "" || !ref.Digest.IsZero() {
+			if err != nil || !ref.IsLayout() || ref.Tag != "" || !ref.Digest.IsZero() {
 				return ui.Usagef(c, "%s: gc takes a whole layout, oci:DIR", c.Args().First())
 			}
 			dir, err := oci.OpenDir(c.Context, ref.Dir)

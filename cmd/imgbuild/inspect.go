@@ -2,7 +2,6 @@ package main
 
 import (
 	"cmp"
-	"errors"
 	"fmt"
 	"io"
 	"strings"
@@ -10,29 +9,11 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"github.com/imgpipe/imgpipe/cmd/internal/refs"
 	"github.com/imgpipe/imgpipe/cmd/internal/ui"
 	"github.com/imgpipe/imgpipe/pkg/diskimage"
 	"github.com/imgpipe/imgpipe/pkg/oci"
 )
-
-// openArtifact opens a REF of the command line.
-func openArtifact(c *cli.Context, text string) (*oci.Artifact, error) {
-	ref, err := oci.ParseRef(text)
-	if err != nil {
-		return nil, ui.Fail(ui.ExitUsage, err, "write it as oci:DIR:TAG")
-	}
-	a, err := oci.Open(c.Context, ref)
-	return a, sourceError(err)
-}
-
-// sourceError tells an image that cannot be read from one that is not what its
-// digests say.
-func sourceError(err error) error {
-	if errors.Is(err, oci.ErrCorrupt) {
-		return ui.Fail(ui.ExitTrust, err, "the image is damaged: build it again, or copy it anew")
-	}
-	return ui.Fail(ui.ExitSource, err, "")
-}
 
 func inspectCommand() *cli.Command {
 	return &cli.Command{
@@ -42,13 +23,15 @@ func inspectCommand() *cli.Command {
 		Description: `Reads the manifest, config and index, and none of the disk.
 
   imgbuild inspect oci:images:debian-server
+  imgbuild inspect registry.example/os/debian-server:2026.11.1
   imgbuild inspect --json oci:images:debian-server | jq .config.packages`,
-		Flags: []cli.Flag{&cli.BoolFlag{Name: "packages", Usage: "list every package with its version"}},
+		Flags: append([]cli.Flag{
+			&cli.BoolFlag{Name: "packages", Usage: "list every package with its version"}, refs.PlatformFlag}, refs.Flags()...),
 		Action: func(c *cli.Context) error {
 			if c.NArg() != 1 {
 				return ui.Usagef(c, "inspect needs one REF")
 			}
-			a, err := openArtifact(c, c.Args().First())
+			a, err := refs.Artifact(c, c.Args().First())
 			if err != nil {
 				return err
 			}
@@ -91,7 +74,7 @@ func (in *inspection) write(out io.Writer, packages bool) error {
 	row := func(name, format string, args ...any) {
 		fmt.Fprintf(w, "%s\t"+format+"\n", append([]any{name}, args...)...)
 	}
-	row("image", "%s %s, %s/%s", c.Name, c.Version, c.OS, c.Architecture)
+	row("image", "%s, %s/%s", strings.TrimSpace(c.Name+" "+c.Version), c.OS, c.Architecture)
 	row("digest", "%s", in.Digest)
 	row("disk digest", "%s", c.Disk.Digest)
 	row("epoch", "%s", c.Epoch.Format("2006-01-02T15:04:05Z07:00"))
@@ -104,6 +87,9 @@ func (in *inspection) write(out io.Writer, packages bool) error {
 	}
 	if t := c.Test; t != nil {
 		row("test", "expects %s within %d s, rejects %s", quoted(t.Expect), t.TimeoutSeconds, quoted(t.Reject))
+	}
+	if f := c.Disk.Filesystem; f != nil {
+		row("filesystem", "%s, label %s, UUID %s", f.Type, cmp.Or(f.Label, "none"), cmp.Or(f.UUID, "none"))
 	}
 	row("packages", "%d", len(c.Packages))
 	for _, a := range c.Archives {
@@ -122,6 +108,9 @@ func (in *inspection) write(out io.Writer, packages bool) error {
 			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", p.Name, ui.Bytes(p.Extent.Off), ui.Bytes(p.Extent.Len),
 				grows, cmp.Or(p.Filesystem.Type, "none"), cmp.Or(p.Filesystem.Label, "none"), p.GUID)
 		}
+	}
+	if c.Disk.MBR != nil {
+		writeMBR(w, c.Disk.MBR)
 	}
 	if packages {
 		fmt.Fprintln(w, "\npackage\tversion\tarchitecture")

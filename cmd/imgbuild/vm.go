@@ -12,6 +12,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"github.com/imgpipe/imgpipe/cmd/internal/qemu"
+	"github.com/imgpipe/imgpipe/cmd/internal/refs"
 	"github.com/imgpipe/imgpipe/cmd/internal/ui"
 	"github.com/imgpipe/imgpipe/pkg/diskimage"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/foreign"
@@ -21,14 +22,15 @@ import (
 
 // vmFlags are what boot and test share.
 func vmFlags() []cli.Flag {
-	return []cli.Flag{
+	return append([]cli.Flag{
 		&cli.StringFlag{Name: "disk", Usage: "boot the raw disk `FILE` instead of an image; the file is not changed"},
 		&cli.Int64Flag{Name: "sector-size", Usage: "logical sector of --disk in `BYTES`: 512 or 4096", Value: 512},
 		&cli.StringFlag{Name: "accel", Usage: "`NAME`: kvm, tcg, or auto, which tries whether kvm really boots a guest", Value: "auto"},
 		&cli.IntFlag{Name: "memory", Usage: "memory of the guest in `MIB`", Value: 1024},
 		&cli.IntFlag{Name: "cpus", Usage: "`N` processors of the guest", Value: 2},
 		&cli.StringFlag{Name: "scratch", Usage: "`DIR` for the scratch copy of the image", DefaultText: "the system's"},
-	}
+		refs.PlatformFlag,
+	}, refs.Flags()...)
 }
 
 // guest is a machine ready to boot, and what it boots.
@@ -64,7 +66,7 @@ func newGuest(c *cli.Context, talk *ui.Talk, check func(*oci.Config) error) (*gu
 			return nil, ui.Fail(ui.ExitSource, fmt.Errorf("--disk: %s is a directory", path), "")
 		}
 	} else {
-		a, err := openArtifact(c, c.Args().First())
+		a, err := refs.Artifact(c, c.Args().First())
 		if err != nil {
 			return nil, err
 		}

@@ -1,4 +1,4 @@
-// Command imgpush carries an image to a disk. It builds nothing, and is small
+// Command imgpush carries images to registries and disks. It builds nothing, and is small
 // enough to run in the memory of a machine that has no disk yet.
 package main
 
@@ -15,12 +15,13 @@ func main() { os.Exit(ui.Main(app(), os.Args)) }
 func app() *cli.App {
 	return &cli.App{
 		Name:  "imgpush",
-		Usage: "stream a golden disk image onto disks",
+		Usage: "carry golden disk images to registries and onto disks",
 		Description: `Every byte is verified before it is written, and what makes a disk bootable is
 written last: at every moment the target holds what it held before, untouched, or does
 not boot, or is the verified image.
 
+  imgpush push oci:images:debian-server registry.example/os/debian-server:2026.11.1
   imgpush write oci:images:debian-server /dev/sdX --yes --insecure-no-signature`,
-		Commands: []*cli.Command{writeCommand()},
+		Commands: []*cli.Command{writeCommand(), pushCommand(), registryCommand(), verifyCommand()},
 	}
 }

@@ -44,6 +44,10 @@ type Source interface {
 	ReadFrames(ctx context.Context, segment int, off, length int64) (io.ReadCloser, error)
 }
 
+// Distruster is what ReadFrames may return: told that its bytes were wrong, the
+// Source gets them elsewhere the next time.
+type Distruster interface{ Distrust() }
+
 // Target is a disk that is written to. All methods may be called concurrently,
 // for ranges that do not overlap.
 //

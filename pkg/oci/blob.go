@@ -71,7 +71,7 @@ func (w *BlobWriter) Sum() (diskimage.Digest, int64) {
 	return diskimage.Digest(w.hash.Sum(nil)), w.size
 }
 
-// Commit syncs the blob and gives it its name; Publish makes the name
+// Commit syncs the blob and gives it its name; Sync or Publish makes the name
 // durable. A blob that is there already is replaced, which heals a damaged
 // one, unless it was found intact.
 func (w *BlobWriter) Commit() error {
@@ -91,8 +91,8 @@ func (w *BlobWriter) Commit() error {
 		err = cerr
 	}
 	if err == nil {
-		w.d.dirty.Store(true)
 		err = w.d.fs.Rename(w.tmp.Name(), w.d.blobPath(digest))
+		w.d.named.Add(1)
 	}
 	if err != nil {
 		_ = w.d.fs.Remove(w.tmp.Name()) // GC removes it if this cannot
@@ -115,7 +115,7 @@ func (d *Dir) settle(digest diskimage.Digest, size int64) bool {
 	if err != nil || info.Size() != size || f.Sync() != nil {
 		return false
 	}
-	d.dirty.Store(true)
+	d.named.Add(1)
 	return true
 }
 
@@ -144,15 +144,20 @@ func (d *Dir) PutBlob(b []byte) (diskimage.Digest, error) {
 	return digest, w.Commit()
 }
 
-// syncBlobs makes the names of all committed blobs durable.
-func (d *Dir) syncBlobs() error {
-	if !d.dirty.Swap(false) {
+// Sync makes the names of all blobs durable that were committed or linked
+// before it was called.
+func (d *Dir) Sync() error {
+	want := d.named.Load()
+	d.names.Lock()
+	defer d.names.Unlock()
+	if d.synced >= want {
 		return nil
 	}
+	now := d.named.Load()
 	if err := d.fs.SyncDir(filepath.Join(d.path, "blobs", "sha256")); err != nil {
-		d.dirty.Store(true)
 		return err
 	}
+	d.synced = now
 	return nil
 }
 

@@ -101,6 +101,19 @@ func (c *crashFS) Rename(old, new string) error {
 	return os.Rename(old, new)
 }
 
+func (c *crashFS) Link(old, new string) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if err := c.step(); err != nil {
+		return err
+	}
+	if err := os.Link(old, new); err != nil {
+		return err
+	}
+	c.renames = append(c.renames, rename{dir: filepath.Dir(new), name: new})
+	return nil
+}
+
 func (c *crashFS) Remove(name string) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -17,6 +17,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/types"
 	"golang.org/x/sys/unix"
 
+	"github.com/imgpipe/imgpipe/pkg/diskimage"
 	"github.com/imgpipe/imgpipe/pkg/internal/atomicfile"
 	"github.com/imgpipe/imgpipe/pkg/internal/blob"
 )
@@ -26,7 +27,8 @@ const (
 	indexFile   = "index.json"
 	tempDir     = ".tmp"
 	layoutBytes = `{"imageLayoutVersion":"1.0.0"}`
-	maxIndexDoc = 4 << 20 // bytes of index.json
+	maxIndexDoc = 4 << 20  // bytes of a manifest
+	maxListing  = 16 << 20 // bytes of index.json
 )
 
 // Dir is an open OCI image layout (image-spec 1.1, image-layout.md). Any
@@ -38,7 +40,15 @@ type Dir struct {
 	fs    atomicfile.FS
 	lock  *os.File     // shared flock on blobs
 	mu    sync.RWMutex // held shared by writers of blobs, exclusively by GC
-	dirty atomic.Bool  // a blob was renamed and blobs/sha256 not synced since
+	edits sync.Mutex   // one change of index.json at a time, before asking for the flock
+
+	// Names of blobs that were given, and those that are durable: a sync of
+	// blobs/sha256 serves all that were given before it began.
+	named  atomic.Uint64
+	names  sync.Mutex
+	synced uint64
+
+	listing listingCache
 
 	// intact holds the v1.Hash of blobs that matched their digest while this
 	// Dir was open, and need not be written again.
@@ -51,8 +61,21 @@ func CreateDir(ctx context.Context, path string) (*Dir, error) {
 	return createDir(ctx, path, atomicfile.OS)
 }
 
+// CreateRepository is CreateDir for a layout that may have others below it, as
+// the repositories a and a/b of a registry have.
+func CreateRepository(ctx context.Context, path string) (*Dir, error) {
+	return createLayout(ctx, path, atomicfile.OS, func(e fs.DirEntry) bool {
+		return e.IsDir() && CheckName(e.Name()) == nil
+	})
+}
+
 func createDir(ctx context.Context, path string, fsys atomicfile.FS) (*Dir, error) {
-	if err := os.MkdirAll(path, 0o755); err != nil {
+	return createLayout(ctx, path, fsys, func(fs.DirEntry) bool { return false })
+}
+
+// createLayout makes a layout among what others says is no part of it.
+func createLayout(ctx context.Context, path string, fsys atomicfile.FS, others func(fs.DirEntry) bool) (*Dir, error) {
+	if err := mkdirAll(fsys, path); err != nil {
 		return nil, err
 	}
 	entries, err := os.ReadDir(path)
@@ -62,7 +85,7 @@ func createDir(ctx context.Context, path string, fsys atomicfile.FS) (*Dir, erro
 	isLayout := slices.ContainsFunc(entries, func(e fs.DirEntry) bool { return e.Name() == layoutFile })
 	for _, e := range entries {
 		name := e.Name()
-		if !isLayout && name != "blobs" && name != indexFile && !isTemp(name) {
+		if !isLayout && name != "blobs" && name != indexFile && !isTemp(name) && !others(e) {
 			return nil, fmt.Errorf("%s: not an image layout, and not empty (%s)", path, name)
 		}
 	}
@@ -96,6 +119,29 @@ func createDir(ctx context.Context, path string, fsys atomicfile.FS) (*Dir, erro
 	return openDir(ctx, path, fsys)
 }
 
+// mkdirAll makes a directory and those above it, durably.
+func mkdirAll(fsys atomicfile.FS, path string) error {
+	path = filepath.Clean(path)
+	err := os.Mkdir(path, 0o755)
+	if parent := filepath.Dir(path); errors.Is(err, fs.ErrNotExist) && parent != path {
+		if err := mkdirAll(fsys, parent); err != nil {
+			return err
+		}
+		err = os.Mkdir(path, 0o755)
+	}
+	if errors.Is(err, fs.ErrExist) {
+		info, serr := os.Stat(path)
+		if serr == nil && info.IsDir() {
+			return nil
+		}
+		return &fs.PathError{Op: "mkdir", Path: path, Err: unix.ENOTDIR}
+	}
+	if err != nil {
+		return err
+	}
+	return fsys.SyncDir(filepath.Dir(path))
+}
+
 const emptyIndex = `{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[]}`
 
 // OpenDir opens the layout at path.
@@ -125,14 +171,23 @@ func openDir(ctx context.Context, path string, fsys atomicfile.FS) (*Dir, error)
 func (d *Dir) Path() string { return d.path }
 
 // Close lets others collect garbage. Blobs that were not published stay until then.
-func (d *Dir) Close() error { return d.lock.Close() }
+func (d *Dir) Close() error {
+	d.listing.mu.Lock()
+	d.listing.close()
+	d.listing.mu.Unlock()
+	return d.lock.Close()
+}
 
 // Index returns what index.json lists.
 func (d *Dir) Index() (*v1.IndexManifest, error) {
-	b, err := readSmall(filepath.Join(d.path, indexFile), maxIndexDoc)
+	b, err := readSmall(filepath.Join(d.path, indexFile), maxListing)
 	if err != nil {
 		return nil, err
 	}
+	return d.parseIndex(b)
+}
+
+func (d *Dir) parseIndex(b []byte) (*v1.IndexManifest, error) {
 	x := new(v1.IndexManifest)
 	if err := json.Unmarshal(b, x); err != nil {
 		return nil, fmt.Errorf("%s: %w", filepath.Join(d.path, indexFile), err)
@@ -216,9 +271,10 @@ func (d *Dir) isReferrer(m v1.Descriptor) bool {
 }
 
 // Publish lists desc in index.json under tag, which then names nothing else; with
-// an empty tag it is listed without one. What desc refers to must have been
-// written. When it returns, all of it is durable; when it or the process fails
-// before, index.json is as it was.
+// an empty tag it is listed without one, unless an image index that is listed
+// holds it: it goes when that goes. A referrer is listed in any case. What desc
+// refers to must have been written. When it returns, all of it is durable; when
+// it or the process fails before, index.json is as it was.
 func (d *Dir) Publish(ctx context.Context, desc v1.Descriptor, tag string) error {
 	if tag != "" {
 		if err := checkTag(tag); err != nil {
@@ -228,34 +284,50 @@ func (d *Dir) Publish(ctx context.Context, desc v1.Descriptor, tag string) error
 	if _, err := digestOf(desc.Digest); err != nil {
 		return err
 	}
-	return d.editIndex(ctx, func(x *v1.IndexManifest) {
-		desc.Annotations = withRefName(desc.Annotations, tag)
-		has := func(m v1.Descriptor, name string) bool { return m.Annotations[annotationRefName] == name }
-		at := slices.IndexFunc(x.Manifests, func(m v1.Descriptor) bool {
-			return tag != "" && has(m, tag) || has(m, "") && m.Digest == desc.Digest
-		})
-		switch {
-		case at >= 0:
-			x.Manifests[at] = desc
-		case tag == "" && slices.ContainsFunc(x.Manifests, func(m v1.Descriptor) bool { return m.Digest == desc.Digest }):
-		default:
-			x.Manifests = append(x.Manifests, desc)
-		}
-		x.Manifests = slices.DeleteFunc(x.Manifests, func(m v1.Descriptor) bool {
-			return tag != "" && has(m, tag) && m.Digest != desc.Digest
-		})
+	n, err := d.readNode(desc)
+	if err != nil {
+		n = &node{desc: desc} // whoever reads it will say what is wrong
+	}
+	return d.editIndex(ctx, func(x *v1.IndexManifest) error {
+		d.listUnder(x, n, desc, tag)
+		return nil
+	})
+}
+
+// listUnder puts desc, whose node is n, into x under tag, which then names
+// nothing else.
+func (d *Dir) listUnder(x *v1.IndexManifest, n *node, desc v1.Descriptor, tag string) {
+	d.dropChildren(x, n)
+	if tag == "" && d.isChild(n) {
+		return
+	}
+	desc.Annotations = withRefName(desc.Annotations, tag)
+	has := func(m v1.Descriptor, name string) bool { return m.Annotations[annotationRefName] == name }
+	at := slices.IndexFunc(x.Manifests, func(m v1.Descriptor) bool {
+		return tag != "" && has(m, tag) || has(m, "") && m.Digest == desc.Digest
+	})
+	switch {
+	case at >= 0:
+		x.Manifests[at] = desc
+	case tag == "" && slices.ContainsFunc(x.Manifests, func(m v1.Descriptor) bool { return m.Digest == desc.Digest }):
+	default:
+		x.Manifests = append(x.Manifests, desc)
+	}
+	x.Manifests = slices.DeleteFunc(x.Manifests, func(m v1.Descriptor) bool {
+		return tag != "" && has(m, tag) && m.Digest != desc.Digest
 	})
 }
 
 // Remove takes tag out of index.json. Its blobs stay until GC.
 func (d *Dir) Remove(ctx context.Context, tag string) error {
 	found := false
-	err := d.editIndex(ctx, func(x *v1.IndexManifest) {
+	err := d.editIndex(ctx, func(x *v1.IndexManifest) error {
 		x.Manifests = slices.DeleteFunc(x.Manifests, func(m v1.Descriptor) bool {
 			match := tag != "" && m.Annotations[annotationRefName] == tag
 			found = found || match
 			return match
 		})
+		return nil
 	})
 	if err == nil && !found {
 		return fmt.Errorf("tag %s: %w", tag, ErrNotFound)
@@ -263,7 +335,27 @@ func (d *Dir) Remove(ctx context.Context, tag string) error {
 	return err
 }
 
-func (d *Dir) editIndex(ctx context.Context, edit func(*v1.IndexManifest)) error {
+// RemoveManifest takes a manifest out of index.json, with all its tags. Its
+// blobs stay until GC.
+func (d *Dir) RemoveManifest(ctx context.Context, digest diskimage.Digest) error {
+	found := false
+	err := d.editIndex(ctx, func(x *v1.IndexManifest) error {
+		x.Manifests = slices.DeleteFunc(x.Manifests, func(m v1.Descriptor) bool {
+			match := m.Digest == hashOf(digest)
+			found = found || match
+			return match
+		})
+		return nil
+	})
+	if err == nil && !found {
+		return fmt.Errorf("manifest %v: %w", digest, ErrNotFound)
+	}
+	return err
+}
+
+func (d *Dir) editIndex(ctx context.Context, edit func(*v1.IndexManifest) error) error {
+	d.edits.Lock()
+	defer d.edits.Unlock()
 	lock, err := flockDir(ctx, d.path, unix.LOCK_EX)
 	if err != nil {
 		return err
@@ -273,11 +365,19 @@ func (d *Dir) editIndex(ctx context.Context, edit func(*v1.IndexManifest)) error
 	if err != nil {
 		return err
 	}
+	return d.writeIndex(x, edit)
+}
+
+// writeIndex replaces index.json, where edit changes x, which is what it holds.
+// The caller has the exclusive lock.
+func (d *Dir) writeIndex(x *v1.IndexManifest, edit func(*v1.IndexManifest) error) error {
 	before, err := json.Marshal(x)
 	if err != nil {
 		return err
 	}
-	edit(x)
+	if err := edit(x); err != nil {
+		return err
+	}
 	if x.Manifests == nil {
 		x.Manifests = []v1.Descriptor{}
 	}
@@ -286,7 +386,10 @@ func (d *Dir) editIndex(ctx context.Context, edit func(*v1.IndexManifest)) error
 	if err != nil {
 		return err
 	}
-	if err := d.syncBlobs(); err != nil {
+	if len(after) > maxListing {
+		return fmt.Errorf("%s: would have %d bytes, at most %d are allowed: remove tags", filepath.Join(d.path, indexFile), len(after), maxListing)
+	}
+	if err := d.Sync(); err != nil {
 		return err
 	}
 	if string(before) == string(after) {

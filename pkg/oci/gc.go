@@ -7,6 +7,8 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"regexp"
+	"syscall"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"golang.org/x/sys/unix"
@@ -16,65 +18,157 @@ import (
 
 // GCReport says what a collection removed.
 type GCReport struct {
-	Blobs int   `json:"blobs"` // unreferenced blobs
-	Temps int   `json:"temps"` // files of processes that were killed
-	Bytes int64 `json:"bytes"` // freed, as far as file lengths tell
+	Manifests int   `json:"manifests"` // entries of index.json whose subject is gone
+	Blobs     int   `json:"blobs"`     // unreferenced blobs
+	Temps     int   `json:"temps"`     // files of processes that were killed
+	Bytes     int64 `json:"bytes"`     // freed, as far as file lengths tell
 }
 
-// GC removes blobs that nothing in index.json reaches, and temporary files
+// GC removes what docs/format.md, section 9, calls garbage: referrers whose
+// subject is gone, blobs that nothing in index.json reaches, and temporary files
 // that killed processes left. It returns ErrInUse, having removed nothing, when
 // anyone else has the layout open or a blob is being written; a manifest that
-// cannot be read, or is of a kind not known, stops it as well. Blobs written through d and not yet
-// published are garbage to it.
+// cannot be read, or is of a kind not known, stops it as well. Blobs written
+// through d and not yet published are garbage to it.
 func (d *Dir) GC() (report GCReport, err error) {
+	err = d.alone(func() error {
+		x, err := d.Index()
+		if err != nil {
+			return err
+		}
+		keep, stay, err := d.live(x.Manifests)
+		if err != nil {
+			return err
+		}
+		report.Manifests = len(x.Manifests) - len(stay)
+		if report.Manifests > 0 {
+			if err := d.writeIndex(x, func(x *v1.IndexManifest) error { x.Manifests = stay; return nil }); err != nil {
+				return err
+			}
+		}
+		if err := d.sweepTemps(&report); err != nil {
+			return err
+		}
+		return d.sweep("blobs/sha256", &report.Blobs, &report.Bytes, func(e fs.DirEntry) bool {
+			digest, err := diskimage.ParseDigest("sha256:" + e.Name())
+			_, kept := keep[digest]
+			return err == nil && !kept // what is not named by a digest is not ours
+		})
+	})
+	if err != nil && !errors.Is(err, ErrInUse) {
+		err = fmt.Errorf("collect garbage: %w", err)
+	}
+	return report, err
+}
+
+// RemoveTemps removes the temporary files that killed processes left, unless
+// someone else has the layout open, which is ErrInUse.
+func (d *Dir) RemoveTemps() (report GCReport, err error) {
+	err = d.alone(func() error { return d.sweepTemps(&report) })
+	return report, err
+}
+
+// alone calls f while nobody else has the layout open, or returns ErrInUse.
+func (d *Dir) alone(f func() error) (err error) {
 	if !d.mu.TryLock() {
-		return report, ErrInUse
+		return ErrInUse
 	}
 	defer d.mu.Unlock()
 	// One collector at a time, and none while index.json changes.
 	alone, err := os.Open(d.path)
 	if err != nil {
-		return report, err
+		return err
 	}
 	defer alone.Close()
 	if err := tryFlock(alone, unix.LOCK_EX); err != nil {
 		if errors.Is(err, unix.EWOULDBLOCK) {
 			err = ErrInUse
 		}
-		return report, err
+		return err
 	}
 	// Turning the shared lock into an exclusive one drops it if that fails, so
 	// it is taken again. Whoever slipped in between has a shared one: only a
 	// collector asks for more, and there is no other.
 	if err := tryFlock(d.lock, unix.LOCK_EX); err != nil {
 		if again := tryFlock(d.lock, unix.LOCK_SH); again != nil {
-			return report, fmt.Errorf("lock %s: %w", d.path, again)
+			return fmt.Errorf("lock %s: %w", d.path, again)
 		}
 		if errors.Is(err, unix.EWOULDBLOCK) {
 			err = ErrInUse
 		}
-		return report, err
+		return err
 	}
 	defer func() {
 		if again := tryFlock(d.lock, unix.LOCK_SH); err == nil && again != nil {
 			err = fmt.Errorf("lock %s: %w", d.path, again)
 		}
 	}()
+	return f()
+}
 
-	x, err := d.Index()
-	if err != nil {
-		return report, err
+// referrersTag is the tag under which clients list what refers to a digest
+// where there is no referrers API: distribution-spec 1.1, "Referrers Tag
+// Schema", and with a suffix what cosign before 3 uses.
+var referrersTag = regexp.MustCompile(`^sha256-([0-9a-f]{64})(\.[a-z]+)?$`)
+
+// follows returns the digest that an entry of index.json is about and goes
+// away with, if it is a referrer without a tag, or a tag that lists referrers.
+func (d *Dir) follows(m v1.Descriptor) (*v1.Hash, error) {
+	tag := m.Annotations[annotationRefName]
+	if match := referrersTag.FindStringSubmatch(tag); match != nil {
+		return &v1.Hash{Algorithm: "sha256", Hex: match[1]}, nil
 	}
-	keep := map[diskimage.Digest]bool{}
-	for _, m := range x.Manifests {
-		if err := d.mark(m, keep, 0); err != nil {
-			return report, fmt.Errorf("collect garbage: %w", err)
+	if tag != "" {
+		return nil, nil
+	}
+	n, err := d.readNode(m)
+	if err != nil {
+		return nil, err
+	}
+	return n.subject, nil
+}
+
+// live returns what the manifests of index.json reach that are there for
+// themselves, and the entries that stay: those, and what follows them, and what
+// follows that. Where none is there for itself, the layout is a place for
+// referrers to what is elsewhere, and all stay.
+func (d *Dir) live(manifests []v1.Descriptor) (keep map[diskimage.Digest]bool, stay []v1.Descriptor, err error) {
+	keep = map[diskimage.Digest]bool{}
+	subjects := make([]*v1.Hash, len(manifests))
+	roots := 0
+	for i, m := range manifests {
+		if subjects[i], err = d.follows(m); err != nil {
+			return nil, nil, err
+		}
+		if subjects[i] == nil {
+			roots++
 		}
 	}
-	if err := d.sweep(keep, &report); err != nil {
-		return report, fmt.Errorf("collect garbage: %w", err)
+	marked := make([]bool, len(manifests))
+	for more := true; more; {
+		more = false
+		for i, m := range manifests {
+			if marked[i] || roots > 0 && subjects[i] != nil && !reached(keep, *subjects[i]) {
+				continue
+			}
+			if err := d.mark(m, keep, 0); err != nil {
+				return nil, nil, err
+			}
+			marked[i], more = true, true
+		}
 	}
-	return report, nil
+	for i, m := range manifests {
+		if marked[i] {
+			stay = append(stay, m)
+		}
+	}
+	return keep, stay, nil
+}
+
+func reached(keep map[diskimage.Digest]bool, h v1.Hash) bool {
+	digest, err := digestOf(h)
+	_, ok := keep[digest]
+	return err == nil && ok
 }
 
 // maxNesting is how deep indexes may hold indexes.
@@ -129,42 +223,37 @@ func (d *Dir) mark(desc v1.Descriptor, keep map[diskimage.Digest]bool, depth int
 	return nil
 }
 
-func (d *Dir) sweep(keep map[diskimage.Digest]bool, report *GCReport) error {
-	sweepDir := func(dir string, count *int, garbage func(fs.DirEntry) bool) error {
-		entries, err := os.ReadDir(filepath.Join(d.path, dir))
-		if errors.Is(err, fs.ErrNotExist) {
-			return nil
+func (d *Dir) sweepTemps(report *GCReport) error {
+	if err := d.sweep(tempDir, &report.Temps, &report.Bytes, func(fs.DirEntry) bool { return true }); err != nil {
+		return err
+	}
+	return d.sweep(".", &report.Temps, &report.Bytes, func(e fs.DirEntry) bool { return isTemp(e.Name()) })
+}
+
+// sweep removes the files of a directory that are garbage.
+func (d *Dir) sweep(dir string, count *int, freed *int64, garbage func(fs.DirEntry) bool) error {
+	entries, err := os.ReadDir(filepath.Join(d.path, dir))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if !e.Type().IsRegular() || !garbage(e) {
+			continue
 		}
+		info, err := e.Info()
 		if err != nil {
 			return err
 		}
-		for _, e := range entries {
-			if !e.Type().IsRegular() || !garbage(e) {
-				continue
-			}
-			info, err := e.Info()
-			if err != nil {
-				return err
-			}
-			if err := d.fs.Remove(filepath.Join(d.path, dir, e.Name())); err != nil {
-				return err
-			}
-			*count++
-			report.Bytes += info.Size()
+		if err := d.fs.Remove(filepath.Join(d.path, dir, e.Name())); err != nil {
+			return err
 		}
-		return nil
+		*count++
+		if links, ok := info.Sys().(*syscall.Stat_t); !ok || links.Nlink < 2 {
+			*freed += info.Size() // nobody else's name for the same file
+		}
 	}
-	err := sweepDir(tempDir, &report.Temps, func(fs.DirEntry) bool { return true })
-	if err != nil {
-		return err
-	}
-	err = sweepDir(".", &report.Temps, func(e fs.DirEntry) bool { return isTemp(e.Name()) })
-	if err != nil {
-		return err
-	}
-	return sweepDir("blobs/sha256", &report.Blobs, func(e fs.DirEntry) bool {
-		digest, err := diskimage.ParseDigest("sha256:" + e.Name())
-		_, kept := keep[digest]
-		return err == nil && !kept // what is not named by a digest is not ours
-	})
+	return nil
 }

@@ -74,7 +74,7 @@ func (r *Ref) parseLayout(rest string) error {
 func (r *Ref) parseRegistry(rest string) error {
 	host, name, ok := strings.Cut(rest, "/")
 	if !ok || !strings.ContainsAny(host, ".:") && host != "localhost" {
-		return fmt.Errorf("want oci:DIR[:TAG] for a layout, or HOST/NAME:TAG for a registry (docker.io/library/… for Docker Hub's)")
+		return fmt.Errorf("neither a layout, oci:DIR[:TAG], nor in a registry, HOST/NAME:TAG")
 	}
 	if !hostPattern.MatchString(host) {
 		return fmt.Errorf("%q is no registry host", host)

@@ -156,6 +156,17 @@ func (s remoteStore) verify(ctx context.Context, d v1.Descriptor) error {
 func (s remoteStore) within(*Dir) bool { return false }
 func (s remoteStore) close() error     { return nil }
 
+// distrust says that what body gave was wrong, even after Close, and reports
+// whether asking again may give something else: from a registry or another of
+// its mirrors, not from a layout.
+func distrust(body io.Reader) bool {
+	r, ok := body.(interface{ Distrust() })
+	if ok {
+		r.Distrust()
+	}
+	return ok
+}
+
 // fetchTries is how often a blob, or a chunk, that does not match its digest is
 // asked for: the next answer may come from another mirror.
 const fetchTries = 3
@@ -171,7 +182,7 @@ func FetchBlob(ctx context.Context, repo Repository, d v1.Descriptor, limit int6
 		return nil, fmt.Errorf("blob %v has %d bytes, at most %d are allowed", digest, d.Size, limit)
 	}
 	b := make([]byte, d.Size)
-	for range fetchTries {
+	for again, try := true, 0; again && try < fetchTries; try++ {
 		body, err := repo.Blob(ctx, d, 0, d.Size)
 		if err != nil {
 			return nil, err
@@ -186,6 +197,7 @@ func FetchBlob(ctx context.Context, repo Repository, d v1.Descriptor, limit int6
 		if diskimage.DigestOf(b) == digest {
 			return b, nil
 		}
+		again = distrust(body)
 	}
 	return nil, &BlobError{Blob: digest, Range: diskimage.Extent{Len: d.Size}, Err: ErrCorrupt}
 }

@@ -13,7 +13,9 @@ type FS interface {
 	// Rename replaces new by old in one step.
 	Rename(old, new string) error
 	Remove(name string) error
-	// SyncDir makes the renames in dir durable.
+	// Link gives a file a second name, which must be free.
+	Link(old, new string) error
+	// SyncDir makes the renames and links in dir durable.
 	SyncDir(dir string) error
 }
 
@@ -34,6 +36,7 @@ type osFS struct{}
 func (osFS) CreateTemp(dir, pattern string) (TempFile, error) { return os.CreateTemp(dir, pattern) }
 func (osFS) Rename(old, new string) error                     { return os.Rename(old, new) }
 func (osFS) Remove(name string) error                         { return os.Remove(name) }
+func (osFS) Link(old, new string) error                       { return os.Link(old, new) }
 
 func (osFS) SyncDir(dir string) error {
 	d, err := os.Open(dir)

@@ -20,11 +20,7 @@ import (
 )
 
 // PushOptions change how a blob is stored.
-type PushOptions struct {
-	// MountFrom names repositories of the same registry that may have the blob;
-	// the first four are asked.
-	MountFrom []string
-}
+type PushOptions = blob.PushOptions
 
 const (
 	maxMounts = 4
