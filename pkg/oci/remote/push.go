@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"strings"
 	"sync/atomic"
+	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 
@@ -308,7 +309,7 @@ func (p *push) cancel(ctx context.Context) {
 	if p.session == nil {
 		return
 	}
-	ctx, stop := context.WithTimeout(context.WithoutCancel(ctx), p.r.c.o.Stall)
+	ctx, stop := context.WithTimeout(context.WithoutCancel(ctx), min(p.r.c.o.Stall, 2*time.Second))
 	defer stop()
 	if ans, err := p.s.send(ctx, ask{method: http.MethodDelete, url: p.session, scopes: p.scopes}); err == nil {
 		ans.drain()

@@ -2,6 +2,7 @@ package remote
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -91,6 +92,9 @@ func (w *wire) RoundTrip(req *http.Request) (*http.Response, error) {
 		watch.timer.Stop()
 		cancel()
 		err = watch.name(err)
+		if h, ok := errors.AsType[tls.RecordHeaderError](err); ok && string(h.RecordHeader[:]) == "HTTP/" {
+			err = http.ErrSchemeMismatch // as http.Client has it
+		}
 		if p, ok := req.Context().Value(pingKey{}).(*pinged); ok {
 			p.set(req.URL.Scheme, err)
 		}
