@@ -60,8 +60,7 @@ func (p *Plan) units(from, to int) iter.Seq[unit] {
 // joins reports whether a chunk is fetched with those before it.
 func (p *Plan) joins(window []int32, next int32) bool {
 	chunks := p.want.index.Chunks
-	first, last, c := chunks[window[0]], chunks[window[len(window)-1]], chunks[next]
-	return c.Segment == last.Segment && c.Frame.Off-last.Frame.End() <= windowGap && c.Frame.End()-first.Frame.Off <= windowSize
+	return diskimage.OneRequest(chunks[window[0]], chunks[window[len(window)-1]], chunks[next])
 }
 
 // body writes everything but what the commit writes. It does so by windows:

@@ -9,16 +9,8 @@ import (
 	"github.com/imgpipe/imgpipe/pkg/internal/frame"
 )
 
-const (
-	// windowSize is when a request for frames is long enough: what a registry
-	// spends on one request is then little beside what it sends.
-	windowSize = 2 << 20
-	// windowGap is how much between two frames is read along and thrown away
-	// rather than asked for around.
-	windowGap = 64 << 10
-	// fetchTries is how often a request is made in a row without a new chunk.
-	fetchTries = 3
-)
+// fetchTries is how often a request is made in a row without a new chunk.
+const fetchTries = 3
 
 // fetcher reads, decodes and verifies chunks. It is for one goroutine, and
 // holds one compressed chunk and the decoder's state.

@@ -35,6 +35,20 @@ type Index struct {
 	DiskDigest Digest    // root over the plain digests; survives a change of compressor
 }
 
+// How frames are asked for. A registry spends so much on a request that one for
+// RequestSize bytes costs it little beside what it sends; what lies between two
+// frames is read along and thrown away up to RequestGap, rather than asked for around.
+const (
+	RequestSize = 2 << 20
+	RequestGap  = 64 << 10
+)
+
+// OneRequest reports whether the frame of next is asked for together with
+// those from first to last. They come in the order of the disk.
+func OneRequest(first, last, next Chunk) bool {
+	return next.Segment == last.Segment && next.Frame.Off-last.Frame.End() <= RequestGap && next.Frame.End()-first.Frame.Off <= RequestSize
+}
+
 // DataSize returns the plain bytes that are in chunks.
 func (x *Index) DataSize() (n int64) {
 	for _, c := range x.Chunks {

@@ -93,6 +93,9 @@ func Resolve(ctx context.Context, repo Repository, ref Ref) (*Pin, error) {
 // Digest returns the digest of the image's manifest.
 func (p *Pin) Digest() diskimage.Digest { return diskimage.DigestOf(p.manifest) }
 
+// Repository returns where the image lies.
+func (p *Pin) Repository() Repository { return p.repo }
+
 // Open loads the image.
 func (p *Pin) Open(ctx context.Context) (*Artifact, error) {
 	s := newStore(p.repo)
@@ -201,6 +204,12 @@ func (a *Artifact) StoredSize() int64 {
 		}
 	}
 	return total
+}
+
+// MetadataSize returns the bytes of manifest, config and index: what Open reads
+// of an image, and what a machine fetches to know what else it needs.
+func (a *Artifact) MetadataSize() int64 {
+	return a.size + a.manifest.config.Size + a.manifest.index.Size
 }
 
 // ReadFrames returns bytes [off, off+length) of the blob of a segment, as they

@@ -10,7 +10,8 @@
 // Besides testscript's own, the scripts have these commands and conditions:
 //
 //	mkimage REF [sector=512] [name=tiny] [root=16] [config=2] [random=4] [motd=TEXT] [untested=true]
-//	                               pack a small complete image; sizes in MiB
+//	        [release=1.0] [packages=NAME=VERSION,…] [extra=PATH,…]
+//	                               pack a small complete image; sizes in MiB; extra are files of the root
 //	exits CODE PROGRAM [ARG…]      run a program that ends with this exit code
 //	filled FILE SIZE [BYTE]        make a file of SIZE bytes, each BYTE, or a hole
 //	corrupt FILE [OFFSET]          flip the bits of one byte
@@ -33,6 +34,7 @@
 //	attest REF NAME TYPE JSON      attest a predicate of an image, with NAME.key
 //	[!] trusted REF FILE [TYPE…]   the key in FILE signed the image, and attested the types
 //	loop VAR FILE SIZE [SECTOR]    set VAR to a loop device over FILE, made for it
+//	serve VAR DIR [read-only]      VAR is a registry over DIR, until the script ends
 //	[root]                         the test may use loop devices
 package cmdtest
 
@@ -68,7 +70,7 @@ func Run(t *testing.T, dir string) {
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"mkimage": mkimage, "exits": exits, "filled": filled, "corrupt": corrupt, "blob": blob, "bytes": allBytes,
 			"same": same, "unpack": unpack, "json": hasJSON, "lines": lines, "interrupt": interrupt, "loop": loop,
-			"mkkey": mkkey, "sign": signImage, "attest": attestImage, "trusted": trusted,
+			"serve": serve, "mkkey": mkkey, "sign": signImage, "attest": attestImage, "trusted": trusted,
 		},
 	})
 }

@@ -57,6 +57,12 @@ func mkimage(ts *testscript.TestScript, neg bool, args []string) {
 			im.Random = number(ts, value)
 		case "motd":
 			im.Motd = value + "\n"
+		case "release":
+			im.Release = value
+		case "packages": // NAME=VERSION,…
+			im.Packages = strings.Split(value, ",")
+		case "extra": // PATH,…
+			im.Extra = strings.Split(value, ",")
 		case "untested":
 			im.Untested = value == "true"
 		default:

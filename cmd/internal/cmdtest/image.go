@@ -1,10 +1,12 @@
 package cmdtest
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"math/rand/v2"
 	"path"
+	"strings"
 	"time"
 
 	"github.com/imgpipe/imgpipe/pkg/diskimage"
@@ -24,7 +26,10 @@ type Image struct {
 	Config   int64 // MiB of the config partition; 0 is none
 	Random   int64 // MiB of incompressible contents in the root
 	Motd     string
-	Untested bool // without a test section
+	Untested bool     // without a test section
+	Release  string   // "" is 1.0
+	Packages []string // as NAME=VERSION; none is a pair of them
+	Extra    []string // paths of more files in the root; each holds its path
 }
 
 const mib = 1 << 20
@@ -43,10 +48,17 @@ func (im Image) Pack(ctx context.Context, ref oci.Ref) (err error) {
 	}
 	defer dir.Close()
 	config := oci.Config{
-		OS: "linux", Architecture: "amd64", Name: im.Name, Version: "1.0", Epoch: epoch,
+		OS: "linux", Architecture: "amd64", Name: im.Name, Version: cmp.Or(im.Release, "1.0"), Epoch: epoch,
 		Disk:     oci.DiskConfig{SectorSize: im.Sector, Table: table},
 		Boot:     &oci.BootConfig{Firmware: "uefi", Loader: "uki", Cmdline: "console=ttyS0"},
 		Packages: []oci.Package{{Name: "base-files", Version: "12.4", Architecture: "amd64"}, {Name: "zstd", Version: "1.5", Architecture: "amd64"}},
+	}
+	if im.Packages != nil {
+		config.Packages = nil
+	}
+	for _, p := range im.Packages {
+		name, version, _ := strings.Cut(p, "=")
+		config.Packages = append(config.Packages, oci.Package{Name: name, Version: version, Architecture: "amd64"})
 	}
 	if !im.Untested {
 		config.Test = &oci.TestConfig{TimeoutSeconds: 60, Expect: []string{"login:"}, Reject: []string{"Kernel panic"}}
@@ -96,7 +108,11 @@ func (im Image) disk() (*diskimage.Table, diskimage.Disk, error) {
 		add(diskimage.Partition{Name: "config", Type: diskimage.TypeBasicData, Role: diskimage.RoleConfig, Attributes: diskimage.AttrNoAutoMount,
 			Filesystem: diskimage.Filesystem{Type: seed.Type(), Label: nocloud.Label, UUID: seed.UUID()}}, seed)
 	}
-	contents, err := treeOf(file{"/etc/motd", []byte(im.Motd)}, file{"/etc/hostname", []byte("golden\n")}, file{"/usr/lib/data", random("data", im.Random*mib)})
+	files := []file{{"/etc/motd", []byte(im.Motd)}, {"/etc/hostname", []byte("golden\n")}, {"/usr/lib/data", random("data", im.Random*mib)}}
+	for _, p := range im.Extra {
+		files = append(files, file{p, []byte(p)})
+	}
+	contents, err := treeOf(files...)
 	if err != nil {
 		return nil, nil, err
 	}

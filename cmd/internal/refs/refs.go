@@ -30,6 +30,8 @@ import (
 	"github.com/imgpipe/imgpipe/pkg/oci/remote"
 )
 
+var _ oci.Repository = (*remote.Repo)(nil)
+
 // Opener opens references. It is not for concurrent use; what it opens is.
 type Opener struct {
 	client *remote.Client

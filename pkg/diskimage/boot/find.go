@@ -10,6 +10,7 @@ import (
 
 	"github.com/imgpipe/imgpipe/pkg/diskimage"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/tree"
+	"github.com/imgpipe/imgpipe/pkg/diskimage/version"
 )
 
 // Kernel is where a tree has what a UKI needs. Paths are resolved: no symlink
@@ -59,13 +60,13 @@ func Find(t *tree.Tree, arch string) (Kernel, error) {
 	}
 	var k Kernel
 	images := kernels(t)
-	for _, version := range slices.Sorted(maps.Keys(images)) {
-		image := images[version]
-		if k.Version == "" || compareVersions(version, k.Version) > 0 {
-			k.Version, k.Image = version, image
+	for _, release := range slices.Sorted(maps.Keys(images)) {
+		image := images[release]
+		if k.Version == "" || version.ComparePart(release, k.Version) > 0 {
+			k.Version, k.Image = release, image
 		}
 		k.paths = append(k.paths, image)
-		if initrd := findInitrd(t, version); initrd != "" {
+		if initrd := findInitrd(t, release); initrd != "" {
 			k.paths = append(k.paths, initrd)
 		}
 	}

@@ -21,7 +21,12 @@ var rules = []struct {
 	{pkg: "pkg/diskimage/...", banned: []string{module + "pkg/oci/...", module + "pkg/deliver/..."}, why: "diskimage knows nobody"},
 	{pkg: "pkg/diskimage/...", banned: []string{"github.com/diskfs/go-diskfs/..."},
 		allow: []string{"pkg/diskimage/gpt", "pkg/diskimage/foreign"}, why: "only gpt and foreign use go-diskfs"},
+	{pkg: "pkg/diskimage/evidence", banned: []string{module + "pkg/diskimage/recipe", module + "pkg/diskimage/packages", module + "pkg/diskimage/build",
+		module + "pkg/diskimage/customize", module + "pkg/diskimage/boot", "os/exec", "net/http"}, why: "evidence says what it is told, and reads trees"},
 	{pkg: "pkg/oci/...", banned: []string{module + "pkg/deliver/..."}, why: "oci and deliver never meet"},
+	{pkg: "pkg/oci", banned: []string{module + "pkg/oci/registry", module + "pkg/oci/remote", "net/http"}, why: "a layout needs no network"},
+	{pkg: "pkg/oci/remote", banned: []string{module + "pkg/oci"}, why: "a client knows no layout"},
+	{pkg: "cmd/...", banned: []string{module + "pkg/oci/ocitest"}, why: "faults are for tests"},
 	{pkg: "pkg/deliver/...", banned: []string{module + "pkg/oci/..."}, why: "oci and deliver never meet"},
 	{pkg: "pkg/deliver", banned: []string{"golang.org/x/sys/unix", module + "pkg/deliver/blockdev"}, why: "the engine knows no Linux"},
 	{pkg: "pkg/oci/sign", banned: []string{"github.com/sigstore/...", module + "pkg/diskimage/recipe"}, why: "who verifies links no KMS, and needs the standard library's keys only"},
@@ -29,7 +34,8 @@ var rules = []struct {
 	{pkg: "cmd/imgpush", banned: []string{module + "pkg/oci/sign/kms", module + "pkg/oci/sign/signer", "github.com/sigstore/..."}, why: "imgpush verifies, and holds no private key"},
 	{pkg: "cmd/internal/ui", banned: []string{module + "pkg/..."}, why: "ui is about talking"},
 	{pkg: "cmd/imgpush", banned: []string{module + "pkg/diskimage/build", module + "pkg/diskimage/packages", module + "pkg/diskimage/customize",
-		module + "pkg/diskimage/mkfs/ext4", module + "pkg/diskimage/recipe", module + "cmd/internal/qemu"}, why: "imgpush is the agent: it builds nothing"},
+		module + "pkg/diskimage/mkfs/ext4", module + "pkg/diskimage/recipe", module + "pkg/diskimage/diff", module + "pkg/diskimage/evidence", module + "pkg/diskimage/foreign",
+		module + "pkg/diskimage/virtdisk", module + "cmd/internal/qemu"}, why: "imgpush is the agent: it builds nothing"},
 	{pkg: "cmd/imgbuild", banned: []string{module + "pkg/deliver/..."}, why: "imgbuild writes no disks"},
 }
 

@@ -1,14 +1,14 @@
-package boot
+package version
 
 import (
 	"cmp"
 	"strings"
 )
 
-// compareVersions orders versions as Debian Policy 5.6.12 does for the parts
-// of a package's version: runs of digits by number, the rest by letter, letters
-// before other signs, and "~" before everything, even the end.
-func compareVersions(a, b string) int {
+// ComparePart orders what has no epoch and no revision, such as the release of
+// a kernel: runs of digits by number, the rest by letter, letters before other
+// signs, and "~" before everything, even the end.
+func ComparePart(a, b string) int {
 	for a != "" || b != "" {
 		x, y := split(&a, notDigit), split(&b, notDigit)
 		for i := range max(len(x), len(y)) {

@@ -1,0 +1,201 @@
+package extfs
+
+import (
+	"bytes"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/imgpipe/imgpipe/pkg/diskimage/tree"
+)
+
+func tool(t *testing.T, name string, args ...string) string {
+	t.Helper()
+	p, err := exec.LookPath(name)
+	if err != nil {
+		p = "/sbin/" + name
+		if _, err := os.Stat(p); err != nil {
+			t.Skipf("%s is not installed", name)
+		}
+	}
+	out, err := exec.Command(p, args...).CombinedOutput()
+	if err != nil {
+		t.Fatalf("%s %s: %v\n%s", name, strings.Join(args, " "), err, out)
+	}
+	return string(out)
+}
+
+// hostTree fills a directory with everything that may be made there.
+func hostTree(t *testing.T, dir string) {
+	t.Helper()
+	rnd := rand.New(rand.NewPCG(3, 4))
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	write := func(name string, size int) string {
+		p := filepath.Join(dir, name)
+		must(os.MkdirAll(filepath.Dir(p), 0o755))
+		b := make([]byte, size)
+		for i := range b {
+			b[i] = byte(rnd.Uint32())
+		}
+		must(os.WriteFile(p, b, 0o644))
+		return p
+	}
+	for _, size := range []int{0, 1, 59, 60, 61, 100, 140, 1023, 1024, 4096, 12 << 10, 70_000, 300_001, 5 << 20} {
+		write(fmt.Sprintf("size/%d", size), size)
+	}
+	for i := range 300 { // an index of leaves with blocks of 1 KiB
+		write(fmt.Sprintf("many/%0*d", 1+i%120, i), i%3*40)
+	}
+	f, err := os.Create(filepath.Join(dir, "size/sparse"))
+	must(err)
+	for i := range int64(60) { // an extent tree, and three levels of the old map
+		_, err = f.WriteAt([]byte("island"), i*i*20_000+5)
+		must(err)
+	}
+	must(f.Truncate(80_000_000))
+	must(f.Close())
+	must(os.Link(filepath.Join(dir, "size/70000"), filepath.Join(dir, "linked")))
+	for _, n := range []int{1, 59, 60, 100, 900} {
+		must(os.Symlink(strings.Repeat("t", n), filepath.Join(dir, fmt.Sprintf("link-%d", n))))
+	}
+	must(os.MkdirAll(filepath.Join(dir, "empty/deep/er"), 0o700))
+	must(os.Chmod(filepath.Join(dir, "empty"), 0o711|os.ModeSticky|os.ModeSetgid))
+	must(os.Chtimes(filepath.Join(dir, "size/100"), time.Unix(1, 0), time.Unix(-1234567, 987654321)))
+	must(os.Chtimes(filepath.Join(dir, "size/1023"), time.Unix(1, 0), time.Unix(1<<31+5, 123456789)))
+	must(unix.Mkfifo(filepath.Join(dir, "fifo"), 0o600))
+	if os.Getuid() != 0 {
+		return
+	}
+	must(os.Lchown(filepath.Join(dir, "linked"), 70_000, 3_000_000_000))
+	must(unix.Mknod(filepath.Join(dir, "tty"), unix.S_IFCHR|0o620, int(unix.Mkdev(5, 1))))
+	must(unix.Mknod(filepath.Join(dir, "disk"), unix.S_IFBLK|0o660, int(unix.Mkdev(259, 70_000))))
+	capability := "\x01\x00\x00\x02\x00\x20\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00"
+	must(unix.Setxattr(filepath.Join(dir, "size/60"), "security.capability", []byte(capability), 0))
+	tool(t, "setfacl", "-m", "u:1000:rwx,g:50:r", filepath.Join(dir, "size/1024"))
+	tool(t, "setfacl", "-d", "-m", "u:7:rwx", filepath.Join(dir, "empty"))
+}
+
+// attached mounts an image, and returns where.
+func attached(t *testing.T, image string, flags string) string {
+	t.Helper()
+	dir := t.TempDir()
+	tool(t, "mount", "-o", "loop,"+flags, image, dir)
+	t.Cleanup(func() { exec.Command("umount", dir).Run() })
+	return dir
+}
+
+// fromKernel is what the kernel reads.
+func fromKernel(t *testing.T, dir string) *tree.Tree {
+	t.Helper()
+	want, err := tree.FromDir(dir, tree.DirOptions{Xattrs: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return want
+}
+
+// compare reads an image and compares it with a tree. Where mtimes are not the
+// matter, lines about them are passed over.
+func compare(t *testing.T, image string, want *tree.Tree, pass ...string) *FS {
+	t.Helper()
+	f, err := os.Open(image)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	fs, err := Open(f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := fs.Tree()
+	if err != nil {
+		t.Fatal(err)
+	}
+	diff := slices.DeleteFunc(tree.DiffContents(want, got), func(line string) bool {
+		return slices.ContainsFunc(pass, func(p string) bool { return strings.Contains(line, p) })
+	})
+	if len(diff) > 0 {
+		t.Errorf("%d differences:\n%s", len(diff), strings.Join(diff[:min(len(diff), 20)], "\n"))
+	}
+	return fs
+}
+
+// TestReadsWhatOthersWrote lets mke2fs and the kernel write filesystems of many
+// kinds; the kernel says what is in them.
+func TestReadsWhatOthersWrote(t *testing.T) {
+	for name, c := range map[string]struct{ kind, args string }{
+		"ext4":        {"ext4", "-t ext4"},
+		"small block": {"ext4", "-t ext4 -b 1024"},
+		"ext3":        {"ext3", "-t ext3"},
+		"ext2":        {"ext2", "-t ext2 -b 1024"},
+		"old":         {"ext2", "-t ext2 -I 128 -O none"},
+		"no extents":  {"ext4", "-t ext4 -O ^extent,^64bit"},
+		"inline":      {"ext4", "-t ext4 -O inline_data -I 512"},
+		"clusters":    {"ext4", "-t ext4 -O bigalloc -C 16384"},
+		"small clust": {"ext4", "-t ext4 -O bigalloc -b 1024 -C 8192"},
+		"meta groups": {"ext4", "-t ext4 -b 1024 -O meta_bg,^resize_inode"},
+		"meta, 32bit": {"ext4", "-t ext4 -b 1024 -O meta_bg,^resize_inode,^64bit,^flex_bg,^sparse_super"},
+		"few supers":  {"ext4", "-t ext4 -b 1024 -O sparse_super2,meta_bg,^resize_inode"},
+		"large attrs": {"ext4", "-t ext4 -O ea_inode"},
+		"large block": {"ext4", "-t ext4 -b 65536"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			image := filepath.Join(t.TempDir(), "image")
+			src := t.TempDir()
+			hostTree(t, src)
+			make := append([]string{"-q", "-F", "-L", "a label", "-U", "6ba7b810-9dad-11d1-80b4-00c04fd430c8"}, strings.Fields(c.args)...)
+			tool(t, "mke2fs", append(slices.Clone(make), "-d", src, image, "160M")...)
+			if os.Getuid() == 0 && name != "large block" {
+				compare(t, image, fromKernel(t, attached(t, image, "ro")))
+			} else {
+				compare(t, image, fromKernel(t, src), ": mtime ", "/lost+found: new")
+			}
+			if os.Getuid() != 0 || name == "large block" {
+				return
+			}
+			image = filepath.Join(t.TempDir(), "image")
+			tool(t, "mke2fs", append(make, image, "160M")...)
+			dir := attached(t, image, "rw,user_xattr,acl")
+			hostTree(t, dir)
+			if name == "large attrs" {
+				if err := unix.Setxattr(filepath.Join(dir, "size/1"), "security.large", bytes.Repeat([]byte("large"), 10_000), 0); err != nil {
+					t.Fatal(err)
+				}
+			}
+			tool(t, "umount", dir)
+			tool(t, "mount", "-o", "loop,ro", image, dir)
+			fs := compare(t, image, fromKernel(t, dir))
+			if got := fs.Type() + " " + fs.Label() + " " + fs.UUID().String(); got != c.kind+" a label 6ba7b810-9dad-11d1-80b4-00c04fd430c8" {
+				t.Errorf("identity %s", got)
+			}
+		})
+	}
+}
+
+func TestRefusesAJournalToReplay(t *testing.T) {
+	image := filepath.Join(t.TempDir(), "image")
+	tool(t, "mke2fs", "-q", "-F", "-t", "ext4", image, "16M")
+	tool(t, "debugfs", "-w", "-R", "feature needs_recovery", image)
+	f, err := os.Open(image)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if _, err := Open(f); err != ErrDirty {
+		t.Errorf("got %v", err)
+	}
+}
