@@ -74,7 +74,7 @@ func (in *inspection) write(out io.Writer, packages bool) error {
 	row := func(name, format string, args ...any) {
 		fmt.Fprintf(w, "%s\t"+format+"\n", append([]any{name}, args...)...)
 	}
-	row("image", "%s %s, %s/%s", c.Name, c.Version, c.OS, c.Architecture)
+	row("image", "%s, %s/%s", strings.TrimSpace(c.Name+" "+c.Version), c.OS, c.Architecture)
 	row("digest", "%s", in.Digest)
 	row("disk digest", "%s", c.Disk.Digest)
 	row("epoch", "%s", c.Epoch.Format("2006-01-02T15:04:05Z07:00"))
@@ -87,6 +87,9 @@ func (in *inspection) write(out io.Writer, packages bool) error {
 	}
 	if t := c.Test; t != nil {
 		row("test", "expects %s within %d s, rejects %s", quoted(t.Expect), t.TimeoutSeconds, quoted(t.Reject))
+	}
+	if f := c.Disk.Filesystem; f != nil {
+		row("filesystem", "%s, label %s, UUID %s", f.Type, cmp.Or(f.Label, "none"), cmp.Or(f.UUID, "none"))
 	}
 	row("packages", "%d", len(c.Packages))
 	for _, a := range c.Archives {
@@ -105,6 +108,9 @@ func (in *inspection) write(out io.Writer, packages bool) error {
 			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", p.Name, ui.Bytes(p.Extent.Off), ui.Bytes(p.Extent.Len),
 				grows, cmp.Or(p.Filesystem.Type, "none"), cmp.Or(p.Filesystem.Label, "none"), p.GUID)
 		}
+	}
+	if c.Disk.MBR != nil {
+		writeMBR(w, c.Disk.MBR)
 	}
 	if packages {
 		fmt.Fprintln(w, "\npackage\tversion\tarchitecture")

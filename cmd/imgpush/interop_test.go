@@ -100,6 +100,9 @@ func (l *lab) start(cmd *exec.Cmd) {
 // serve starts the embedded registry, and returns HOST:PORT.
 func (l *lab) serve(flags ...string) string {
 	l.t.Helper()
+	if err := os.MkdirAll(filepath.Join(l.dir, "ours"), 0o755); err != nil {
+		l.t.Fatal(err)
+	}
 	cmd := exec.Command(l.imgpush, append([]string{"registry", filepath.Join(l.dir, "ours"), "--listen", "127.0.0.1:0"}, flags...)...)
 	out, err := cmd.StdoutPipe()
 	if err != nil {
@@ -318,6 +321,9 @@ func TestJudgesSeeAnIndexOfPlatforms(t *testing.T) {
 				t.Errorf("%s: crane finds %s for %s, want %v", name, got, platform, want)
 			}
 		}
-		l.run("skopeo", "copy", "-q", "--all", "--preserve-digests", "--src-tls-verify=false", "docker://"+ref, "oci:"+l.dir+"/"+name+"-index:v1")
+		out := "oci:" + l.dir + "/" + name + "-index:v1"
+		l.run("skopeo", "copy", "-q", "--all", "--preserve-digests", "--src-tls-verify=false", "docker://"+ref, out)
+		l.run(l.imgpush, "push", "--platform", "linux/arm64", out, "oci:"+l.dir+"/"+name+"-arm:v1")
+		l.opened("oci:"+l.dir+"/"+name+"-arm:v1", arm)
 	}
 }

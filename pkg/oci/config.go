@@ -28,7 +28,7 @@ type Config struct {
 	Packages   []Package         `json:"packages,omitempty"`
 }
 
-// DiskConfig describes the disk. Pack sets all but SectorSize and Table.
+// DiskConfig describes the disk. Pack sets size, chunk size and digests.
 type DiskConfig struct {
 	Size       int64            `json:"size"`       // bytes
 	SectorSize int64            `json:"sectorSize"` // bytes: 512 (also for 0 in Pack) or 4096
@@ -36,6 +36,9 @@ type DiskConfig struct {
 	Digest     diskimage.Digest `json:"digest"` // see DiskDigest
 	Index      diskimage.Digest `json:"index"`  // of the index blob
 	Table      *diskimage.Table `json:"table,omitempty"`
+	// Of an imported disk without a GPT, at most one of these; only to be shown.
+	MBR        *diskimage.MBR        `json:"mbr,omitempty"`
+	Filesystem *diskimage.Filesystem `json:"filesystem,omitempty"` // of the whole disk
 }
 
 // Compressor names what made the frames. Equal values compress equal chunks to
@@ -87,6 +90,11 @@ func (c *Config) Validate() error {
 	d := c.Disk
 	if err := checkDisk(d.Size, d.SectorSize); err != nil {
 		return fmt.Errorf("config: %w", err)
+	}
+	if d.MBR != nil {
+		if err := d.MBR.Validate(d.Size); err != nil {
+			return fmt.Errorf("config: %w", err)
+		}
 	}
 	if d.Table == nil {
 		return nil

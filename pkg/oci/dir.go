@@ -134,7 +134,7 @@ func mkdirAll(fsys atomicfile.FS, path string) error {
 		if serr == nil && info.IsDir() {
 			return nil
 		}
-		return err
+		return &fs.PathError{Op: "mkdir", Path: path, Err: unix.ENOTDIR}
 	}
 	if err != nil {
 		return err

@@ -86,8 +86,7 @@ func frameGroups(x *diskimage.Index) [][]diskimage.Chunk {
 	rest := x.Chunks
 	for len(rest) > 0 {
 		n := 1
-		for n < len(rest) && rest[n].Segment == rest[0].Segment && rest[n].Frame.Off == rest[n-1].Frame.End() &&
-			rest[n].Frame.End()-rest[0].Frame.Off <= exportRead {
+		for n < len(rest) && follows(rest[0], rest[n-1], rest[n]) {
 			n++
 		}
 		out, rest = append(out, rest[:n]), rest[n:]
@@ -95,9 +94,21 @@ func frameGroups(x *diskimage.Index) [][]diskimage.Chunk {
 	return out
 }
 
+// follows reports whether the frame of c is right behind that of last, and can be
+// read with it and everything since first.
+func follows(first, last, c diskimage.Chunk) bool {
+	return c.Segment == first.Segment && c.Frame.Off == last.Frame.End() && c.Frame.End()-first.Frame.Off <= exportRead
+}
+
+// framesOf is where the frames of chunks are that follow each other.
+func framesOf(chunks []diskimage.Chunk) diskimage.Extent {
+	off := chunks[0].Frame.Off
+	return diskimage.Extent{Off: off, Len: chunks[len(chunks)-1].Frame.End() - off}
+}
+
 func (d *chunkDecoder) export(ctx context.Context, f io.WriterAt, group []diskimage.Chunk, plain []byte) (int64, error) {
-	base, end := group[0].Frame.Off, group[len(group)-1].Frame.End()
-	src, err := d.read(ctx, group[0].Segment, diskimage.Extent{Off: base, Len: end - base})
+	frames := framesOf(group)
+	src, err := d.read(ctx, group[0].Segment, frames)
 	if err != nil {
 		return 0, err
 	}
@@ -108,7 +119,7 @@ func (d *chunkDecoder) export(ctx context.Context, f io.WriterAt, group []diskim
 			return 0, err
 		}
 		p := plain[:c.Len]
-		frame := src[c.Frame.Off-base:][:c.Frame.Len]
+		frame := src[c.Frame.Off-frames.Off:][:c.Frame.Len]
 		if err := d.chunk(ctx, p, frame, c); err != nil {
 			return 0, err
 		}

@@ -139,7 +139,7 @@ func platformDescriptor(ctx context.Context, repo Repository, b []byte, desc v1.
 		return desc, err
 	}
 	if !doc.MediaType.IsImage() || doc.Config == nil {
-		return desc, fmt.Errorf("%v: is not one image, and cannot be joined with others", desc.Digest)
+		return desc, fmt.Errorf("%v: is not a single image", desc.Digest)
 	}
 	config, err := FetchBlob(ctx, repo, *doc.Config, MaxConfig)
 	if err != nil {
@@ -149,7 +149,8 @@ func platformDescriptor(ctx context.Context, repo Repository, b []byte, desc v1.
 	if err != nil {
 		return desc, fmt.Errorf("%v: %w", desc.Digest, err)
 	}
-	return v1.Descriptor{MediaType: doc.MediaType, Digest: desc.Digest, Size: desc.Size, ArtifactType: doc.ArtifactType, Platform: platform}, nil
+	// Without artifactType: skopeo before 1.14 would drop it, and change the digest.
+	return v1.Descriptor{MediaType: doc.MediaType, Digest: desc.Digest, Size: desc.Size, Platform: platform}, nil
 }
 
 // UpdateManifest replaces what a tag of the layout names, under its lock.

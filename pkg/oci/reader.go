@@ -63,20 +63,25 @@ func (r *reader) ReadAt(p []byte, off int64) (int, error) {
 	want := diskimage.Extent{Off: off, Len: int64(n)}
 	clear(p[:n])
 	chunks := r.a.index.Within(want)
-	for i := range chunks {
-		c := &chunks[i]
-		e := c.Intersect(want)
-		dst := p[e.Off-off : e.End()-off]
+	for len(chunks) > 0 {
+		run := 0 // whole chunks whose frames are one behind the other
+		for run < len(chunks) && want.Contains(chunks[run].Extent) && (run == 0 || follows(chunks[0], chunks[run-1], chunks[run])) {
+			run++
+		}
 		var err error
-		if e == c.Extent {
-			err = r.decode(dst, c)
+		e := chunks[0].Intersect(want)
+		if run > 0 {
+			e.Len = chunks[run-1].End() - e.Off
+			err = r.decode(p[:n], off, chunks[:run])
 		} else {
-			err = r.part(dst, e.Off-c.Off, c)
+			run = 1
+			err = r.part(p[e.Off-off:e.End()-off], e.Off-chunks[0].Off, &chunks[0])
 		}
 		if err != nil {
-			clear(dst)
+			clear(p[e.Off-off : n])
 			return int(e.Off - off), err
 		}
+		chunks = chunks[run:]
 	}
 	if n < len(p) {
 		return n, io.EOF
@@ -100,7 +105,7 @@ func (r *reader) part(dst []byte, off int64, c *diskimage.Chunk) error {
 		return nil
 	}
 	data := make([]byte, c.Len)
-	if err := r.decode(data, c); err != nil {
+	if err := r.decode(data, c.Off, []diskimage.Chunk{*c}); err != nil {
 		return err
 	}
 	copy(dst, data[off:])
@@ -115,7 +120,9 @@ func (r *reader) part(dst []byte, off int64, c *diskimage.Chunk) error {
 	return nil
 }
 
-func (r *reader) decode(dst []byte, c *diskimage.Chunk) error {
+// decode decodes whole chunks, whose frames follow each other, to their places
+// in p, which begins at base. The frames are read at once.
+func (r *reader) decode(p []byte, base int64, chunks []diskimage.Chunk) error {
 	d, _ := r.decoders.Get().(*chunkDecoder)
 	if d == nil {
 		var err error
@@ -124,11 +131,18 @@ func (r *reader) decode(dst []byte, c *diskimage.Chunk) error {
 		}
 	}
 	defer r.decoders.Put(d)
-	src, err := d.read(r.ctx, c.Segment, c.Frame)
+	frames := framesOf(chunks)
+	src, err := d.read(r.ctx, chunks[0].Segment, frames)
 	if err != nil {
 		return err
 	}
-	return d.chunk(r.ctx, dst, src, c)
+	for i := range chunks {
+		c := &chunks[i]
+		if err := d.chunk(r.ctx, p[c.Off-base:c.End()-base], src[c.Frame.Off-frames.Off:][:c.Frame.Len], c); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // chunkDecoder reads, decodes and verifies chunks. It is not for concurrent use.

@@ -11,7 +11,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/types"
 
 	"github.com/imgpipe/imgpipe/pkg/diskimage"
-	"github.com/imgpipe/imgpipe/pkg/oci/remote"
+	"github.com/imgpipe/imgpipe/pkg/internal/blob"
 )
 
 // Repository is a place that holds manifests and blobs: a *Dir, or a
@@ -39,12 +39,9 @@ type Repository interface {
 }
 
 // PushOptions change how a blob is stored.
-type PushOptions = remote.PushOptions
+type PushOptions = blob.PushOptions
 
-var (
-	_ Repository = (*Dir)(nil)
-	_ Repository = (*remote.Repo)(nil)
-)
+var _ Repository = (*Dir)(nil)
 
 // document is what all kinds of manifests have in common.
 type document struct {

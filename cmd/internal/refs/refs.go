@@ -25,9 +25,12 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"github.com/imgpipe/imgpipe/cmd/internal/ui"
+	"github.com/imgpipe/imgpipe/pkg/diskimage"
 	"github.com/imgpipe/imgpipe/pkg/oci"
 	"github.com/imgpipe/imgpipe/pkg/oci/remote"
 )
+
+var _ oci.Repository = (*remote.Repo)(nil)
 
 // Opener opens references. It is not for concurrent use; what it opens is.
 type Opener struct {
@@ -108,6 +111,35 @@ func (o *Opener) Resolve(ctx context.Context, ref oci.Ref) (*oci.Pin, error) {
 	}
 	pin, err := oci.Resolve(ctx, repo, ref)
 	return pin, Fail(err)
+}
+
+// Root pins what a reference names itself, and reads no more: an image index as
+// that, unless the reference asks for a platform's image.
+func (o *Opener) Root(ctx context.Context, ref oci.Ref) (oci.Repository, diskimage.Digest, error) {
+	var none diskimage.Digest
+	if err := Named(ref); err != nil {
+		return nil, none, err
+	}
+	repo, err := o.Repository(ctx, ref)
+	if err != nil {
+		return nil, none, err
+	}
+	if ref.Platform != "" {
+		pin, err := oci.Resolve(ctx, repo, ref)
+		if err != nil {
+			return nil, none, Fail(err)
+		}
+		return repo, pin.Digest(), nil
+	}
+	name := ref.Tag
+	if !ref.Digest.IsZero() {
+		name = ref.Digest.String()
+	}
+	b, _, err := repo.Manifest(ctx, name)
+	if err != nil {
+		return nil, none, Fail(fmt.Errorf("%v: %w", ref, err))
+	}
+	return repo, diskimage.DigestOf(b), nil
 }
 
 // Named refuses a reference to a registry without tag and digest: what :latest

@@ -47,6 +47,12 @@ func From(c *cli.Context) *Talk {
 	return t
 }
 
+// IsTerminal reports whether what is written to w is seen by somebody.
+func IsTerminal(w io.Writer) bool {
+	f, ok := w.(*os.File)
+	return ok && isTerminal(f)
+}
+
 func isTerminal(f *os.File) bool {
 	_, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS)
 	return err == nil

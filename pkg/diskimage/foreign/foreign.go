@@ -91,37 +91,3 @@ func (i info) Mode() fs.FileMode  { return 0o444 }
 func (i info) ModTime() time.Time { return time.Time{} }
 func (i info) IsDir() bool        { return false }
 func (i info) Sys() any           { return nil }
-
-// FATType tells which FAT, if any, starts at off: "fat12", "fat16" or "fat32".
-// It goes by the count of clusters, as Microsoft's specification (fatgen103,
-// "FAT Type Determination") demands, not by the label in the boot sector.
-func FATType(r io.ReaderAt, off int64) (string, error) {
-	var b [512]byte
-	if _, err := r.ReadAt(b[:], off); err != nil {
-		return "", fmt.Errorf("boot sector at %d: %w", off, err)
-	}
-	u16 := func(i int) int64 { return int64(b[i]) | int64(b[i+1])<<8 }
-	u32 := func(i int) int64 { return u16(i) | u16(i+2)<<16 }
-	sector, cluster := u16(11), int64(b[13])
-	if b[510] != 0x55 || b[511] != 0xaa || sector < 512 || sector&(sector-1) != 0 || cluster == 0 || cluster&(cluster-1) != 0 {
-		return "", fmt.Errorf("no FAT filesystem at %d", off)
-	}
-	fat, total := u16(22), u16(19)
-	if fat == 0 {
-		fat = u32(36)
-	}
-	if total == 0 {
-		total = u32(32)
-	}
-	rootDir := (u16(17)*32 + sector - 1) / sector
-	clusters := (total - u16(14) - int64(b[16])*fat - rootDir) / cluster
-	switch {
-	case clusters <= 0:
-		return "", fmt.Errorf("no FAT filesystem at %d", off)
-	case clusters < 4085:
-		return "fat12", nil
-	case clusters < 65525:
-		return "fat16", nil
-	}
-	return "fat32", nil
-}

@@ -16,7 +16,7 @@ var epoch = time.Date(2026, 11, 1, 0, 0, 0, 0, time.UTC)
 
 func content() []byte { return bytes.Repeat([]byte("0123456789abcdef"), 10_000) }
 
-func files(t *testing.T) *tree.Tree {
+func files(t testing.TB) *tree.Tree {
 	t.Helper()
 	root := tree.New()
 	if err := root.Put("/EFI/BOOT/BOOTX64.EFI", &tree.Inode{Mode: 0o644, MTime: epoch, Data: diskimage.Bytes(content())}); err != nil {

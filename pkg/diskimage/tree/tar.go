@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/imgpipe/imgpipe/pkg/diskimage"
+	"github.com/imgpipe/imgpipe/pkg/internal/decompress"
 )
 
 // MaxEntries is how many paths reading a tar may make: a bound on memory (about
@@ -18,7 +19,8 @@ const MaxEntries = 4 << 20
 
 // FromTar returns the tree that an uncompressed tar of size bytes holds. Only
 // headers are read; contents stay in r, which must stay readable and unchanged
-// as long as the tree is used. See OpenCompressed for compressed tars.
+// as long as the tree is used. A compressed one is
+// an error that names the compression.
 //
 // It reads v7, ustar, GNU and pax archives (POSIX.1-2017 pax, GNU tar manual
 // "Basic Tar Format"): long names, times to the nanosecond, numeric owners
@@ -102,6 +104,13 @@ func (t *Tree) linked(link string) (*Inode, error) {
 	}
 }
 
+// compression names how the file is compressed, or is "".
+func compression(r io.ReaderAt) string {
+	var head [6]byte
+	n, _ := r.ReadAt(head[:], 0)
+	return decompress.Format(head[:n])
+}
+
 // readTar reads all headers, and no contents.
 func readTar(r io.ReaderAt, size int64) ([]tarEntry, error) {
 	c := &cursor{r: r, size: size}
@@ -115,7 +124,7 @@ func readTar(r io.ReaderAt, size int64) ([]tarEntry, error) {
 		case err == io.EOF:
 			return entries, nil
 		case err != nil && !errors.Is(err, tar.ErrInsecurePath): // judged by CleanPath below
-			if format := sniffAt(r); format != "" && last == "" {
+			if format := compression(r); format != "" && last == "" {
 				return nil, fmt.Errorf("tar: is compressed with %s: decompress it first", format)
 			}
 			return nil, fmt.Errorf("tar: after entry %q: %w", last, err)

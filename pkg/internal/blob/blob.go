@@ -1,6 +1,6 @@
-// Package blob holds what pkg/oci and pkg/oci/remote both say of a blob that
-// cannot be had: oci imports remote, and its callers branch on oci's names,
-// which are aliases of these.
+// Package blob holds what pkg/oci and pkg/oci/remote share, of which neither
+// imports the other: what they say of a blob that cannot be had, and how one is
+// pushed. Their callers use oci's names, which are aliases of these.
 package blob
 
 import (
@@ -30,3 +30,10 @@ var ErrCorrupt = errors.New("does not match its SHA-256")
 // ErrNotFound is a tag or digest that a layout or a repository does not have.
 // Its text is a layout's; the client of registries quotes the registry instead.
 var ErrNotFound = errors.New("not in the layout")
+
+// PushOptions change how a blob is stored.
+type PushOptions struct {
+	// MountFrom names repositories of the same registry that may have the blob;
+	// the first four are asked.
+	MountFrom []string
+}

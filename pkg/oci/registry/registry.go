@@ -166,7 +166,7 @@ func (r *Registry) Close() error {
 func (r *Registry) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	begun := time.Now()
 	s := &stream{ResponseWriter: w, control: http.NewResponseController(w), stall: r.o.Stall}
-	s.extend()
+	defer s.close(req)
 	user, err := r.admit(req)
 	if err == nil {
 		err = r.route(s, req)

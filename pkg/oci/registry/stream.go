@@ -4,7 +4,7 @@ import (
 	"errors"
 	"io"
 	"net/http"
-	"sync/atomic"
+	"sync"
 	"time"
 )
 
@@ -13,17 +13,22 @@ import (
 const piece = 256 << 10
 
 // stream is the way to one client and back. A deadline that moves with every
-// piece ends a body that stands still, however long the whole may take.
+// piece ends a body that stands still, however long the whole may take; what the
+// server does in between has none.
 type stream struct {
 	http.ResponseWriter
 	control *http.ResponseController
 	stall   time.Duration
 
-	code  int         // of the answer, 0 before it
-	sent  int64       // bytes of its body
-	mute  bool        // the body that follows was replaced
-	over  atomic.Bool // somebody else goes on with what this request does
-	broke error       // for the log
+	code  int   // of the answer, 0 before it
+	sent  int64 // bytes of its body
+	mute  bool  // the body that follows was replaced
+	broke error // for the log
+
+	mu      sync.Mutex
+	reading bool // the request's body
+	read    bool // all of it was
+	over    bool // somebody else goes on with what this request does
 }
 
 func (s *stream) status() int {
@@ -33,21 +38,56 @@ func (s *stream) status() int {
 	return s.code
 }
 
-// extend gives the next piece its time. Where the connection has no deadlines
-// (a test's recorder) there are none.
-func (s *stream) extend() {
+// extendWrite gives the next piece of the answer its time. Where the connection
+// has no deadlines (a test's recorder) there are none.
+func (s *stream) extendWrite() { _ = s.control.SetWriteDeadline(time.Now().Add(s.stall)) }
+
+// extendRead gives the next piece of the request's body its time.
+func (s *stream) extendRead() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.reading = true
 	until := time.Now().Add(s.stall)
-	_ = s.control.SetWriteDeadline(until)
+	if s.over {
+		until = past
+	}
 	_ = s.control.SetReadDeadline(until)
-	if s.over.Load() {
-		s.cut()
+}
+
+// endRead is called when all of the body was read.
+func (s *stream) endRead() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.reading, s.read = false, true
+	_ = s.control.SetReadDeadline(time.Time{})
+}
+
+// close is called when the request was answered: net/http reads a little more
+// of a body that was not read, to use the connection again.
+func (s *stream) close(req *http.Request) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if req.ContentLength != 0 && !s.read {
+		_ = s.control.SetReadDeadline(time.Now().Add(min(s.stall, 5*time.Second)))
 	}
 }
 
+var past = time.Unix(1, 0)
+
 // cut makes who reads the request's body stop, from any goroutine.
 func (s *stream) cut() {
-	s.over.Store(true)
-	_ = s.control.SetReadDeadline(time.Unix(1, 0))
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.over = true
+	if s.reading {
+		_ = s.control.SetReadDeadline(past)
+	}
+}
+
+func (s *stream) isOver() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.over
 }
 
 // WriteHeader begins the answer. net/http's text about a range that cannot be
@@ -57,6 +97,7 @@ func (s *stream) WriteHeader(code int) {
 		return
 	}
 	s.code = code
+	s.extendWrite()
 	if code == http.StatusRequestedRangeNotSatisfiable && s.Header().Get("Content-Range") != "" {
 		body := []byte(`{"errors":[{"code":"` + codeSizeInvalid + `","message":"the blob has no such range"}]}`)
 		s.Header().Set("Content-Type", "application/json")
@@ -76,7 +117,7 @@ func (s *stream) Write(p []byte) (int, error) {
 	if s.mute {
 		return len(p), nil
 	}
-	s.extend()
+	s.extendWrite()
 	n, err := s.ResponseWriter.Write(p)
 	s.sent += int64(n)
 	return n, err
@@ -93,7 +134,7 @@ func (s *stream) ReadFrom(src io.Reader) (total int64, err error) {
 		s.WriteHeader(http.StatusOK)
 	}
 	for limited.N > 0 {
-		s.extend()
+		s.extendWrite()
 		// The kernel's way is taken for a file behind one limit, not behind two.
 		part := &io.LimitedReader{R: limited.R, N: min(piece, limited.N)}
 		n, err := to.ReadFrom(part)
@@ -125,7 +166,7 @@ func (s *stream) body(req *http.Request, limit int64) *body {
 
 func (b *body) Read(p []byte) (int, error) {
 	if b.piece >= piece {
-		b.s.extend()
+		b.s.extendRead()
 		b.piece = 0
 	}
 	if int64(len(p)) > b.left+1 {
@@ -137,7 +178,9 @@ func (b *body) Read(p []byte) (int, error) {
 	switch {
 	case b.left < 0:
 		return n, errTooLong
-	case err != nil && err != io.EOF:
+	case err == io.EOF:
+		b.s.endRead()
+	case err != nil:
 		err = errors.Join(errGone, err)
 	}
 	return n, err

@@ -105,7 +105,7 @@ func (r *Registry) receive(w io.Writer, s *stream, req *http.Request, size int64
 	switch {
 	case errors.Is(err, errTooLong):
 		return n, tooLong
-	case err != nil && s.over.Load():
+	case err != nil && s.isOver():
 		return n, fail(http.StatusConflict, codeUploadInvalid, "another request goes on with this upload")
 	}
 	return n, err

@@ -29,6 +29,7 @@ type Users struct {
 	mu     sync.Mutex
 	info   fs.FileInfo
 	hashes map[string][]byte
+	nobody []byte            // what names without one are compared with, so that time does not tell them
 	proven map[[32]byte]bool // names and passwords that matched, as a MAC: bcrypt is slow on purpose
 
 	slow chan struct{} // who may compute bcrypt
@@ -60,6 +61,7 @@ func (u *Users) load() error {
 	}
 	defer f.Close()
 	hashes := map[string][]byte{}
+	slowest := bcrypt.MinCost
 	var wrong []error
 	lines := bufio.NewScanner(f)
 	for n := 1; lines.Scan(); n++ {
@@ -68,7 +70,8 @@ func (u *Users) load() error {
 			continue
 		}
 		name, hash, ok := strings.Cut(line, ":")
-		_, err := bcrypt.Cost([]byte(hash))
+		cost, err := bcrypt.Cost([]byte(hash))
+		slowest = max(slowest, cost)
 		switch {
 		case !ok || name == "":
 			wrong = append(wrong, fmt.Errorf("%s:%d: want NAME:HASH", u.path, n))
@@ -88,13 +91,13 @@ func (u *Users) load() error {
 	if err := errors.Join(wrong...); err != nil {
 		return err
 	}
-	u.info, u.hashes, u.proven = info, hashes, map[[32]byte]bool{}
+	nobody, err := bcrypt.GenerateFromPassword(u.key[:], slowest)
+	if err != nil {
+		return fmt.Errorf("%s: %w", u.path, err)
+	}
+	u.info, u.hashes, u.nobody, u.proven = info, hashes, nobody, map[[32]byte]bool{}
 	return nil
 }
-
-// nobody is the hash that a name without one is compared with, so that names
-// cannot be told by time. No password is known to match.
-var nobody = []byte("$2a$10$7EqJtq98hPqEX7fNZaFWoOhi5LW5MQAO0wPTnDa5VhC4ZfNIfZB1.")
 
 // Check reports whether a name and password are those of a user. Two at most
 // are computed at once.
@@ -102,14 +105,14 @@ func (u *Users) Check(name, password string) bool {
 	u.mu.Lock()
 	_ = u.load() // what it held before counts
 	hash, known := u.hashes[name]
+	if !known {
+		hash = u.nobody
+	}
 	mac := u.mac(name, password, hash)
 	proven := u.proven[mac]
 	u.mu.Unlock()
 	if proven {
 		return true
-	}
-	if !known {
-		hash = nobody
 	}
 	u.slow <- struct{}{}
 	err := bcrypt.CompareHashAndPassword(hash, []byte(password))

@@ -6,8 +6,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log"
 	"net"
 	"net/http"
+	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -19,6 +23,7 @@ import (
 
 	"github.com/imgpipe/imgpipe/pkg/diskimage"
 	"github.com/imgpipe/imgpipe/pkg/internal/blob"
+	"github.com/imgpipe/imgpipe/pkg/oci/ocitest"
 	"github.com/imgpipe/imgpipe/pkg/oci/remote"
 )
 
@@ -49,7 +54,7 @@ func distribution(t *testing.T) string {
 	addr := l.Addr().String()
 	l.Close()
 	config := filepath.Join(dir, "config.yml")
-	text := fmt.Sprintf("version: 0.1\nlog: {level: error}\nstorage:\n  filesystem: {rootdirectory: %s}\n  delete: {enabled: true}\nhttp: {addr: %q, secret: test}\n", filepath.Join(dir, "data"), addr)
+	text := fmt.Sprintf("version: 0.1\nlog: {level: error, accesslog: {disabled: true}}\nstorage:\n  filesystem: {rootdirectory: %s}\n  delete: {enabled: true}\nhttp: {addr: %q, secret: test}\n", filepath.Join(dir, "data"), addr)
 	if err := os.WriteFile(config, []byte(text), 0o644); err != nil {
 		t.Fatal(err)
 	}
@@ -84,10 +89,11 @@ func distribution(t *testing.T) string {
 }
 
 func TestDistribution(t *testing.T) {
+	t.Parallel()
 	addr := distribution(t)
 	ctx := t.Context()
 	repo := mustRepo(t, remote.Options{}, addr, "acme/server")
-	small := randomBytes(40)
+	small := randomBytes(32)
 	d := push(t, repo, small)
 
 	t.Run("every range", func(t *testing.T) { everyRange(t, repo, d, small) })
@@ -154,6 +160,49 @@ func TestDistribution(t *testing.T) {
 		}
 		if _, _, err := repo.Manifest(ctx, desc.Digest.String()); !remote.IsNotFound(err) {
 			t.Errorf("after delete: %v", err)
+		}
+	})
+
+	t.Run("an upload that is cut goes on", func(t *testing.T) {
+		u, err := url.Parse("http://" + addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		proxy := httputil.NewSingleHostReverseProxy(u)
+		proxy.ErrorLog = log.New(io.Discard, "", 0)
+		faults := ocitest.NewFaults(proxy)
+		srv := httptest.NewServer(faults)
+		t.Cleanup(func() { srv.CloseClientConnections(); srv.Close() })
+		for i, at := range []ocitest.Position{ocitest.First, ocitest.Second, ocitest.Middle, ocitest.Last} {
+			big := randomBytes(8<<20 + i)
+			d := descriptor(big)
+			faults.Reset()
+			faults.Add(ocitest.Fault{Kind: ocitest.Upload, Method: http.MethodPatch, Do: ocitest.CutUpload(at)})
+			o := quick()
+			o.Backoff = 100 * time.Millisecond
+			r := mustRepo(t, o, srv.Listener.Addr().String(), "acme/cut")
+			moved, err := r.PushBlob(ctx, d, opener(big), remote.PushOptions{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			sessions := 0
+			for _, rec := range faults.Log() {
+				if rec.Method == http.MethodPost {
+					sessions++
+				}
+			}
+			if at(d.Size) > 1 && sessions != 1 {
+				t.Errorf("cut at %d of %d: %d sessions, so it began anew", at(d.Size), d.Size, sessions)
+			}
+			if got, err := r.Fetch(ctx, d, d.Size); err != nil || !bytes.Equal(got, big) {
+				t.Fatalf("cut at %d: %v", at(d.Size), err)
+			}
+			t.Logf("cut at byte %d of %d: %d moved", at(d.Size), d.Size, moved)
+			if t.Failed() {
+				for _, rec := range faults.Log() {
+					t.Logf("%+v", rec)
+				}
+			}
 		}
 	})
 

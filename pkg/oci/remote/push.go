@@ -20,11 +20,7 @@ import (
 )
 
 // PushOptions change how a blob is stored.
-type PushOptions struct {
-	// MountFrom names repositories of the same registry that may have the blob;
-	// the first four are asked.
-	MountFrom []string
-}
+type PushOptions = blob.PushOptions
 
 const (
 	maxMounts = 4
@@ -166,6 +162,7 @@ func (p *push) part(ctx context.Context) error {
 	off := p.acked
 	if off > 0 { // distribution-spec 1.1, "Pushing a blob in chunks"
 		a.header.Set("Content-Range", fmt.Sprintf("%d-%d", off, p.size-1))
+		a.header.Set("Expect", "100-continue") // it may still be busy with what came before the cut, and refuse
 	}
 	p.unsure = true
 	ans, _, err := p.s.small(ctx, a, maxErrorBody, http.StatusAccepted, http.StatusNoContent)

@@ -1,4 +1,14 @@
-package tree
+// Package decompress gives the plain bytes of a compressed stream, told by its
+// first bytes and never by a file's name.
+//
+//	r, err := decompress.NewReader(file)     // gzip, zstd, xz, bzip2, or plain
+//	defer r.Close()
+//	_, err = io.Copy(spool, r)
+//
+// Memory is bounded whatever the stream says; the length of what comes out is
+// not: the caller counts. A stream that is cut short, or whose checksum is
+// wrong, is an error.
+package decompress
 
 import (
 	"bufio"
@@ -24,7 +34,10 @@ var magics = []struct{ name, magic string }{
 	{"bzip2", "BZh"},             // and a digit
 }
 
-func sniff(head []byte) string {
+// Format returns the name of the compression that head, the first bytes of a
+// stream, tells: "gzip", "zstd", "xz", "bzip2", or "" for none. Six bytes are
+// enough.
+func Format(head []byte) string {
 	for _, m := range magics {
 		if bytes.HasPrefix(head, []byte(m.magic)) {
 			return m.name
@@ -33,24 +46,18 @@ func sniff(head []byte) string {
 	return ""
 }
 
-func sniffAt(r io.ReaderAt) string {
-	var head [6]byte
-	n, _ := r.ReadAt(head[:], 0)
-	return sniff(head[:n])
-}
-
-// OpenCompressed returns the plain bytes of a stream that is compressed with
-// gzip, zstd, xz or bzip2, told by its first bytes, or is not compressed at all:
-// then they pass through. A tree needs random access, so the caller spools the
-// result to a file. Memory is bounded: a zstd window or the xz dictionary of the
-// first block over 128 MiB is an error. Close frees the decompressor; r stays open.
-func OpenCompressed(r io.Reader) (io.ReadCloser, error) {
+// NewReader returns the plain bytes of a stream that is compressed with gzip,
+// zstd, xz or bzip2, also of several members behind each other, or is not
+// compressed at all: then they pass through. A zstd window or the xz dictionary
+// of the first block over 128 MiB is an error. Close frees the decompressor; r
+// stays open.
+func NewReader(r io.Reader) (io.ReadCloser, error) {
 	in := bufio.NewReaderSize(r, 64<<10)
 	head, err := in.Peek(64)
 	if err != nil && err != io.EOF {
 		return nil, err
 	}
-	format := sniff(head)
+	format := Format(head)
 	out, err := decompressor(format, head, in)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", format, err)
