@@ -68,12 +68,12 @@ func TestReadsOurOwn(t *testing.T) {
 		kind   fat.Type
 		size   int64
 		sector int64
-	}{{fat.FAT12, 7 << 20, 512}, {fat.FAT12, 8 << 20, 4096}, {fat.FAT16, 32 << 20, 512}, {fat.FAT32, 40 << 20, 512}} {
+	}{{fat.FAT12, 15 << 20, 512}, {fat.FAT12, 8 << 20, 4096}, {fat.FAT16, 32 << 20, 512}, {fat.FAT32, 40 << 20, 512}} {
 		want := random(t, uint64(i))
 		if i == 0 { // a chain longer than a page of the table, with an entry across its end
-			large := make([]byte, 6<<20)
+			large := make([]byte, 13<<20)
 			for j := range large {
-				large[j] = byte(j >> 9)
+				large[j] = byte(j >> 12)
 			}
 			want = tree.New()
 			for p, in := range map[string]*tree.Inode{"/": {Kind: tree.Dir, Mode: 0o755}, "/large": {Mode: 0o755, MTime: epoch, Data: diskimage.Bytes(large)}} {
