@@ -69,7 +69,9 @@ func TestTokenIsRenewedMidWay(t *testing.T) {
 
 func TestTokenIsRenewedOnceForAll(t *testing.T) {
 	t.Parallel()
-	s, tokens, _ := guarded(t, nil)
+	s, tokens, o := guarded(t, nil)
+	o.Notify = func(err error) { t.Error(err) } // one that waited until it stalled
+	s.repo = mustRepo(t, o, s.addr, "acme/server")
 	if _, err := read(t.Context(), s.repo, s.d, 0, 1); err != nil {
 		t.Fatal(err)
 	}

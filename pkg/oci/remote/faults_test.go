@@ -230,7 +230,7 @@ func faultRows(t *testing.T) []row {
 			row{name: "upload: " + method + " 429 for ever", run: upload, fault: ocitest.Fault{Kind: u, Method: method, Times: always, Do: ocitest.Status(429)}, err: "429", most: 30},
 			row{name: "upload: " + method + " reset", run: upload, fault: ocitest.Fault{Kind: u, Method: method, Do: ocitest.Reset()}, most: 11},
 			row{name: "upload: " + method + " silence", run: upload, stall: silence, fault: ocitest.Fault{Kind: u, Method: method, Do: ocitest.Silence()}, most: 11},
-			row{name: "upload: " + method + " answer lost", run: upload, fault: ocitest.Fault{Kind: u, Method: method, Do: answerLost}, most: 11},
+			row{name: "upload: " + method + " answer lost", run: upload, fault: ocitest.Fault{Kind: u, Method: method, Do: answerLost}, most: 7},
 			row{name: "upload: " + method + " 403", run: upload, fault: ocitest.Fault{Kind: u, Method: method, Times: always, Do: ocitest.Status(403)}, err: "403", most: 5})
 	}
 	add(row{name: "upload: session lost", run: upload, with: func(s *site) {
