@@ -1,5 +1,5 @@
 # make demo   builds the Debian server, writes it onto a disk, boots the disk
-# make test   everything that must pass: checks, the quick loop, the boots
+# make test   everything that must pass: checks, the quick loop, the judges, the boots
 # Both install what is missing by apt, and say so.
 
 GO        ?= go
@@ -7,7 +7,7 @@ BUILD     := build
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 export CGO_ENABLED ?= 0
 
-.PHONY: all programs deps demo test quick check boots bench clean
+.PHONY: all programs deps tools demo test quick check judges boots bench clean
 
 all: programs
 
@@ -17,10 +17,14 @@ programs:
 deps:
 	@.ci/deps
 
+# Other clients, another registry and validators, into build/judges.
+tools: deps
+	@.ci/judges $(BUILD)/judges
+
 demo: deps programs
 	@.ci/demo $(BUILD)
 
-test: deps check quick boots
+test: tools check quick judges boots
 
 check:
 	@.ci/check $(STATICCHECK)
@@ -28,14 +32,19 @@ check:
 quick:
 	$(GO) test ./...
 
+# What other tools say of what we store, and what we say of theirs.
+judges: tools
+	IMGPIPE_JUDGES=1 IMGPIPE_MUTATIONS=100000 $(GO) test -count=1 -timeout 30m -v ./pkg/oci/sign ./cmd/imgpush -run 'Judges|Mutations'
+
 # Real packages, real firmware, real boots: half an hour without KVM.
 boots: deps programs
 	@.ci/kernel $(BUILD)/kernel
 	IMGPIPE_QEMU=1 IMGPIPE_QEMU_ROOT=$(CURDIR)/$(BUILD)/kernel $(GO) test -count=1 -timeout 30m -v ./pkg/diskimage/boot -run Firmware
 	IMGPIPE_BOOTS=1 IMGPIPE_QEMU_ROOT=$(CURDIR)/$(BUILD)/kernel $(GO) test -count=1 -timeout 60m -v ./cmd/imgbuild -run 'TestBoots'
 
-bench: deps programs
+bench: tools programs
 	@.ci/bench $(BUILD)
+	@.ci/bench-store $(BUILD)
 
 clean:
 	rm -rf $(BUILD)

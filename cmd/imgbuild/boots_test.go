@@ -3,10 +3,12 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"maps"
 	"os"
 	"os/exec"
 	"os/user"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -125,7 +127,8 @@ runcmd:
 
 // TestBootsReproduce builds the example again where everything that may differ
 // does: folder, number of workers, cache, user, umask, locale, time zone, host
-// name and resolv.conf. The manifest digest must not.
+// name and resolv.conf. The manifest digest must not, whether or not evidence is
+// attached, nor must the SBOM's.
 func TestBootsReproduce(t *testing.T) {
 	h := newHouse(t)
 	if os.Getuid() != 0 {
@@ -135,12 +138,18 @@ func TestBootsReproduce(t *testing.T) {
 		return append([]string{h.imgbuild, "build", filepath.Join(recipes, "debian-server.yaml"), "--json",
 			"-o", "oci:" + filepath.Join(h.dir, folder) + ":x", "--cache", cache}, extra...)
 	}
+	sboms := map[string]string{}
 	command := func(args ...string) string {
 		t.Helper()
-		return h.digest(h.run(args[0], args[1:]...))
+		result := h.run(args[0], args[1:]...)
+		if slices.Contains(args, "--sbom") {
+			sboms[h.sbom(result)] = strings.Join(args, " ")
+		}
+		return h.digest(result)
 	}
-	want := command(build("a", "../../recipes", h.cache)...)
+	want := command(build("a", "../../recipes", h.cache, "--sbom", "--provenance")...)
 	t.Logf("as root: %s", want)
+	h.judge(filepath.Join(h.dir, "a"), slices.Collect(maps.Keys(sboms))[0])
 
 	other := h.recipes("elsewhere/recipes")
 	if got := command(build("b", other, h.cache, "--workers", "1")...); got != want {
@@ -154,7 +163,7 @@ func TestBootsReproduce(t *testing.T) {
 	script := h.write("as-another-host", "set -e\nhostname another-host.example\n[ ! -e /etc/resolv.conf ] || mount --bind "+resolv+
 		" /etc/resolv.conf\numask 077\nexport TZ=Asia/Tokyo LC_ALL=C HOME=/nonexistent\nexec \"$@\"\n")
 	cold := filepath.Join(h.dir, "cold-cache")
-	args := append([]string{"unshare", "--uts", "--mount", "sh", script}, build("c", other, cold, "--workers", "2")...)
+	args := append([]string{"unshare", "--uts", "--mount", "sh", script}, build("c", other, cold, "--workers", "2", "--sbom")...)
 	if got := command(args...); got != want {
 		t.Errorf("on another host, without cache: %s", got)
 	}
@@ -167,8 +176,93 @@ func TestBootsReproduce(t *testing.T) {
 	home := filepath.Join(h.dir, "home")
 	h.run("install", "-d", "-o", name, home)
 	args = append([]string{"runuser", "-u", name, "--", "env", "HOME=" + home},
-		build("home/d", other, filepath.Join(home, "cache"))...)
+		build("home/d", other, filepath.Join(home, "cache"), "--sbom")...)
 	if got := command(args...); got != want {
 		t.Errorf("as an ordinary user: %s", got)
 	}
+	if len(sboms) != 1 {
+		t.Errorf("one image has several SBOMs: %v", sboms)
+	}
+}
+
+// TestBootsEvidence builds the example with a key, and again, and lets imgpush
+// read what is then attested.
+func TestBootsEvidence(t *testing.T) {
+	h := newHouse(t)
+	t.Setenv("IMGPIPE_KEY_PASSWORD", "secret")
+	key := filepath.Join(h.dir, "ci")
+	h.run(h.imgbuild, "keygen", key)
+	ref := "oci:" + h.dir + "/images:server"
+	build := []string{"build", "../../recipes/debian-server.yaml", "-o", ref, "--cache", h.cache, "--json", "--set", "console=tty0",
+		"--sbom-files", "--provenance", "--builder-id", "https://ci.example.org/runner", "--key", key + ".key"}
+	h.run(h.imgbuild, build...)
+	index := filepath.Join(h.dir, "images/index.json")
+	before, err := os.ReadFile(index)
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.run(h.imgbuild, build...)
+	if after, err := os.ReadFile(index); err != nil || !bytes.Equal(after, before) {
+		t.Errorf("the same build again changed index.json: %v\n%s\n%s", err, before, after)
+	}
+	for kind, of := range map[string][]string{
+		"spdx":       {"spdxjson", `"SPDXRef-Unpackaged"`, `"./etc/motd"`},
+		"provenance": {"slsaprovenance1", `"console":"tty0"`, `"debian-base.yaml"`, "https://ci.example.org/runner"},
+	} {
+		predicate := filepath.Join(h.dir, kind+".json")
+		h.run(h.imgpush, "verify", ref, "--key", key+".pub", "--type", of[0], "--predicate", predicate)
+		b, err := os.ReadFile(predicate)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, want := range of[1:] {
+			if !bytes.Contains(b, []byte(want)) {
+				t.Errorf("%s: no %s", kind, want)
+			}
+		}
+		h.judgeFile(kind, predicate)
+	}
+}
+
+// sbom reads the digest of the SBOM's manifest from a build's --json.
+func (h *house) sbom(result []byte) string {
+	h.t.Helper()
+	var r struct {
+		Evidence []struct{ Type, Referrer string }
+	}
+	if err := json.Unmarshal(result, &r); err != nil || len(r.Evidence) == 0 || r.Evidence[0].Type != "https://spdx.dev/Document" {
+		h.t.Fatalf("no SBOM in %s: %v", result, err)
+	}
+	return r.Evidence[0].Referrer
+}
+
+// judge lets judge-evidence read an SBOM of a layout.
+func (h *house) judge(layout, manifest string) {
+	h.t.Helper()
+	blob := func(digest string) string {
+		return filepath.Join(layout, "blobs/sha256", strings.TrimPrefix(digest, "sha256:"))
+	}
+	b, err := os.ReadFile(blob(manifest))
+	var m struct{ Layers []struct{ Digest string } }
+	if err == nil {
+		err = json.Unmarshal(b, &m)
+	}
+	if err != nil || len(m.Layers) != 1 {
+		h.t.Fatalf("%v: %s", err, b)
+	}
+	h.judgeFile("spdx", blob(m.Layers[0].Digest))
+}
+
+// judgeFile lets judge-evidence, if .ci/judges has built it, read a document.
+func (h *house) judgeFile(kind, name string) {
+	h.t.Helper()
+	program, err := filepath.Abs("../../build/judges/judge-evidence")
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	if _, err := os.Stat(program); err != nil {
+		h.t.Log("not judged: ", err)
+		return
+	}
+	h.t.Logf("%s", h.run(program, kind, name))
 }

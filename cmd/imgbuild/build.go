@@ -19,6 +19,7 @@ import (
 	"github.com/imgpipe/imgpipe/pkg/diskimage/build"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/recipe"
 	"github.com/imgpipe/imgpipe/pkg/oci"
+	"github.com/imgpipe/imgpipe/pkg/oci/sign/signer"
 )
 
 func buildCommand() *cli.Command {
@@ -36,8 +37,9 @@ the recipe's base or packages change or --refresh asks the mirrors.
 
   imgbuild build recipes/debian-server.yaml
   imgbuild build recipes/debian-server.yaml -o oci:images:debian-server --set console=tty0
-  imgbuild build recipes/debian-server.yaml --raw disk.raw`,
-		Flags: []cli.Flag{
+  imgbuild build recipes/debian-server.yaml --raw disk.raw
+  imgbuild build recipes/debian-server.yaml --sbom --provenance --key ci.key`,
+		Flags: append([]cli.Flag{
 			setFlag,
 			&cli.StringFlag{Name: "output", Aliases: []string{"o"}, Usage: "where the image goes: `oci:DIR[:TAG]`", DefaultText: "oci:images:NAME-RELEASE"},
 			&cli.StringFlag{Name: "raw", Usage: "also write the raw disk to `FILE`, sparsely"},
@@ -46,7 +48,7 @@ the recipe's base or packages change or --refresh asks the mirrors.
 			&cli.StringFlag{Name: "scratch", Usage: "`DIR` for the package manager's root", DefaultText: "memory where there is enough"},
 			&cli.IntFlag{Name: "workers", Usage: "compress with `N` workers; the result is the same", DefaultText: "one a processor"},
 			&cli.StringFlag{Name: "level", Usage: "compression `LEVEL`: fastest, default, better, best", Value: oci.DefaultLevel.String()},
-		},
+		}, evidenceFlags...),
 		Action: runBuild,
 	}
 }
@@ -60,6 +62,7 @@ type buildResult struct {
 	DataSize   int64            `json:"dataSize"`
 	BlobSize   int64            `json:"blobSize"` // bytes of all distinct blobs, as stored
 	SameSize   int64            `json:"sameSize"` // plain bytes of chunks that the previous build had as well
+	Evidence   []attached       `json:"evidence,omitempty"`
 	Seconds    float64          `json:"seconds"`
 	build.Record
 }
@@ -83,6 +86,9 @@ func runBuild(c *cli.Context) (err error) {
 	if !ok {
 		return ui.Usagef(c, "--level %s: want fastest, default, better or best", c.String("level"))
 	}
+	if err := checkEvidence(c); err != nil {
+		return err
+	}
 	cache, err := cacheDir(c)
 	if err != nil {
 		return err
@@ -100,10 +106,17 @@ func runBuild(c *cli.Context) (err error) {
 	}
 	defer func() { err = errors.Join(err, dir.Close()) }()
 
+	var key *signer.Signer
+	if c.IsSet("key") { // its password is asked for now
+		if key, err = loadKey(c); err != nil {
+			return err
+		}
+	}
+
 	steps := &buildSteps{talk: talk}
 	image, err := build.Build(c.Context, r, build.Options{
 		CacheDir: cache, WorkDir: c.String("scratch"), Refresh: c.Bool("refresh"),
-		Env: proxies(), Progress: steps.event, Now: time.Now,
+		Env: proxies(), Progress: steps.event, Now: time.Now, Evidence: wantsEvidence(c),
 	})
 	if err != nil {
 		return recipeError(err)
@@ -112,6 +125,14 @@ func runBuild(c *cli.Context) (err error) {
 
 	packed, err := pack(c, talk, dir, ref, r, image, level)
 	if err != nil {
+		return err
+	}
+	// The tag comes last: it never names an image that lacks its evidence.
+	documents, err := (&evidenceStep{c, dir, image, packed, key, begun}).run(talk)
+	if err != nil {
+		return err
+	}
+	if err := dir.Publish(c.Context, packed.Descriptor, ref.Tag); err != nil {
 		return err
 	}
 	digest, err := diskimage.ParseDigest(packed.Descriptor.Digest.String())
@@ -130,7 +151,7 @@ func runBuild(c *cli.Context) (err error) {
 	}
 	result := buildResult{
 		Reference: out, Digest: digest, DiskDigest: packed.Index.DiskDigest, DiskSize: packed.Index.DiskSize,
-		DataSize: packed.Index.DataSize(), BlobSize: a.StoredSize(), SameSize: packed.Reused, Seconds: time.Since(begun).Seconds(), Record: image.Record,
+		DataSize: packed.Index.DataSize(), BlobSize: a.StoredSize(), SameSize: packed.Reused, Evidence: documents, Seconds: time.Since(begun).Seconds(), Record: image.Record,
 	}
 	return talk.Result(result, func(w io.Writer) error {
 		_, err := fmt.Fprintf(w, "%s@%s\n%s disk, %s of data, %s in the artifact, kernel %s, built in %s\n", result.Reference, result.Digest,
@@ -153,7 +174,7 @@ func outputRef(c *cli.Context, out string) (oci.Ref, error) {
 	return ref, nil
 }
 
-// pack stores the image in dir and publishes it under the reference's tag.
+// pack stores the image in dir, where nothing names it yet.
 func pack(c *cli.Context, talk *ui.Talk, dir *oci.Dir, ref oci.Ref, r *recipe.Recipe, image *build.Image, level zstd.EncoderLevel) (*oci.Packed, error) {
 	previous := previousArtifact(c, dir, ref, r.Name)
 	if previous != nil {
@@ -166,9 +187,6 @@ func pack(c *cli.Context, talk *ui.Talk, dir *oci.Dir, ref oci.Ref, r *recipe.Re
 	packed, err := oci.Pack(c.Context, image.Disk, artifactConfig(r, image), dir, oci.PackOptions{
 		Level: level, Workers: c.Int("workers"), Progress: step.Set, Previous: previous,
 	})
-	if err == nil {
-		err = dir.Publish(c.Context, packed.Descriptor, ref.Tag)
-	}
 	if err == nil && packed.Reused > 0 {
 		step.Note(ui.Bytes(packed.Reused) + " as before")
 	}
@@ -277,9 +295,7 @@ func artifactConfig(r *recipe.Recipe, im *build.Image) oci.Config {
 		Test:   &oci.TestConfig{TimeoutSeconds: int64(r.Test.Timeout.Seconds()), Expect: r.Test.Expect, Reject: r.Test.Reject},
 	}
 	for _, s := range im.Record.Sources {
-		// apt's name of it is the URL with _ for /: the mirror is nobody's business.
-		_, suite, _ := strings.Cut(strings.TrimSuffix(s.Name, "_InRelease"), "_dists_")
-		cfg.Archives = append(cfg.Archives, oci.Archive{Suite: suite, Digest: s.Digest})
+		cfg.Archives = append(cfg.Archives, oci.Archive{Suite: s.Suite(), Digest: s.Digest})
 	}
 	for _, p := range im.Record.Packages {
 		cfg.Packages = append(cfg.Packages, oci.Package{Name: p.Name, Version: p.Version, Architecture: p.Arch})

@@ -124,7 +124,7 @@ func compare(c *cli.Context, a, b *oci.Artifact) (*comparison, error) {
 	}
 	var err error
 	step := ui.From(c).Step("compare")
-	d.Filesystems, d.Read.Read, err = diff.Files(imageOf(c, a), imageOf(c, b))
+	d.Filesystems, d.Read.Read, err = diff.Files(imageOf(c, a), imageOf(c, b), d.Packages)
 	step.Set(d.Read.Wire, 0)
 	step.Counts("read").End(err)
 	return d, refs.Fail(err) // it is one of reading the images
@@ -135,7 +135,7 @@ func blockMap(c *cli.Context, a *oci.Artifact) diff.BlockMap {
 }
 
 func imageOf(c *cli.Context, a *oci.Artifact) diff.Image {
-	return diff.Image{Index: a.Index(), Disk: a.Disk(c.Context), Table: a.Table()}
+	return diff.Image{Index: a.Index(), Table: a.Table(), Read: func(numbers []int, keep func(int, []byte)) error { return a.ReadChunks(c.Context, numbers, keep) }}
 }
 
 func packagesOf(a *oci.Artifact) (out []diff.Package) {
@@ -261,6 +261,12 @@ func (d *comparison) writePackages(out io.Writer, all bool) {
 		return
 	}
 	fmt.Fprintf(out, "\npackages: %s\n", tally(d.Packages, func(p diff.PackageChange) string { return p.Change }))
+	files := map[string]int{} // by package
+	for _, fs := range d.Filesystems {
+		for _, f := range fs.Files {
+			files[f.Package]++
+		}
+	}
 	version := func(v *diff.Version) string {
 		if v.Architecture == "" {
 			return v.Version
@@ -272,16 +278,21 @@ func (d *comparison) writePackages(out io.Writer, all bool) {
 			fmt.Fprintf(out, "  … and %d more: --files lists them\n", len(d.Packages)-i)
 			break
 		}
+		line := ""
 		switch {
 		case p.Before == nil:
-			fmt.Fprintf(out, "  + %s %s\n", p.Name, version(p.After))
+			line = fmt.Sprintf("+ %s %s", p.Name, version(p.After))
 		case p.After == nil:
-			fmt.Fprintf(out, "  - %s %s\n", p.Name, version(p.Before))
+			line = fmt.Sprintf("- %s %s", p.Name, version(p.Before))
 		case p.Before.Architecture == p.After.Architecture:
-			fmt.Fprintf(out, "  ~ %s %s → %s, %s\n", p.Name, p.Before.Version, p.After.Version, p.Change)
+			line = fmt.Sprintf("~ %s %s → %s, %s", p.Name, p.Before.Version, p.After.Version, p.Change)
 		default:
-			fmt.Fprintf(out, "  ~ %s %s → %s, %s\n", p.Name, version(p.Before), version(p.After), p.Change)
+			line = fmt.Sprintf("~ %s %s → %s, %s", p.Name, version(p.Before), version(p.After), p.Change)
 		}
+		if n := files[p.Name]; n > 0 {
+			line += ", " + count(n, "file")
+		}
+		fmt.Fprintf(out, "  %s\n", line)
 	}
 }
 
@@ -330,10 +341,15 @@ func writeFiles(out io.Writer, fs diff.Filesystem, all bool) {
 		parts = append(parts, fmt.Sprintf("%d only in their time", fs.Touched))
 	}
 	fmt.Fprintf(out, ": %s, %d equal\n", strings.Join(parts, ", "), fs.Equal)
+	listed, packaged := 0, 0
 	for i, f := range fs.Files {
-		if i == shown && !all {
+		if f.Package != "" && !all {
+			packaged++
+			continue
+		}
+		if listed++; listed > shown && !all {
 			fmt.Fprintf(out, "  … and %d more: --files lists them\n", len(fs.Files)-i)
-			break
+			return
 		}
 		quoted := strconv.Quote(f.Path) // a name may hold anything
 		name := quoted[1 : len(quoted)-1]
@@ -345,6 +361,9 @@ func writeFiles(out io.Writer, fs diff.Filesystem, all bool) {
 		default:
 			fmt.Fprintf(out, "  ~ %s (%s)\n", name, strings.Join(f.What, ", "))
 		}
+	}
+	if packaged > 0 {
+		fmt.Fprintf(out, "  … and %d of the packages above: --files lists them\n", packaged)
 	}
 }
 

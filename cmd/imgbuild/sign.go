@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -20,7 +21,7 @@ import (
 )
 
 // keyFlag names the private key.
-var keyFlag = &cli.StringFlag{Name: "key", Required: true,
+var keyFlag = &cli.StringFlag{Name: "key",
 	Usage: "sign by `KEY`: a PEM file, or awskms://…, azurekms://…, gcpkms://…, hashivault://…"}
 
 func signCommand() *cli.Command {
@@ -29,8 +30,8 @@ func signCommand() *cli.Command {
 		Usage:     "sign an image, for imgpush verify and cosign verify",
 		ArgsUsage: "REF",
 		Description: `The signature is of the manifest's digest, and is stored beside the image the way cosign
-does it. Of an index of images for several platforms, each image is signed, then the index.
-What the same key has signed already stays as it is.
+does it. Of an index of images for several platforms, each image is signed, then the
+index. What the same key has signed already stays as it is.
 
 Keys are cosign's (cosign generate-key-pair, imgbuild keygen), any PEM file of an ECDSA,
 Ed25519 or RSA key, or lie in a KMS. The password of an encrypted file comes from
@@ -52,11 +53,11 @@ func attestCommand() *cli.Command {
 it: imgpush verify --type and cosign verify-attestation find it. It does not say that the
 image is to be trusted; sign does.
 
-  imgbuild attest oci:images:debian-server --key ci.key --type spdxjson --predicate sbom.json
-  imgbuild attest oci:images:debian-server --key ci.key --type https://example.com/tests/v1 --predicate -`,
+  imgbuild attest oci:images:server --key ci.key --type spdxjson --predicate sbom.json
+  imgbuild attest oci:images:server --key ci.key --type https://a.example/t --predicate -`,
 		Flags: append([]cli.Flag{keyFlag,
-			&cli.StringFlag{Name: "type", Required: true, Usage: "what the predicate is, `TYPE`: spdxjson, slsaprovenance1, cyclonedx, …, or a URI"},
-			&cli.StringFlag{Name: "predicate", Required: true, Usage: "the statement, a JSON object in `FILE`; - is stdin"},
+			&cli.StringFlag{Name: "type", Usage: "what the predicate is, `TYPE`: spdxjson, slsaprovenance1, cyclonedx, …, or a URI"},
+			&cli.StringFlag{Name: "predicate", Usage: "the statement, a JSON object in `FILE`; - is stdin"},
 			refs.PlatformFlag}, refs.Flags()...),
 		Action: runAttest,
 	}
@@ -74,6 +75,9 @@ func runSign(c *cli.Context) error {
 	if c.NArg() != 1 {
 		return ui.Usagef(c, "sign needs one REF, got %d arguments", c.NArg())
 	}
+	if c.String("key") == "" {
+		return ui.Usagef(c, "sign needs --key")
+	}
 	return stating(c, func(repo oci.Repository, digest diskimage.Digest, s *signer.Signer) ([]sign.Signed, error) {
 		return sign.Sign(c.Context, repo, digest, s, sign.Options{Created: time.Now()})
 	})
@@ -82,6 +86,11 @@ func runSign(c *cli.Context) error {
 func runAttest(c *cli.Context) error {
 	if c.NArg() != 1 {
 		return ui.Usagef(c, "attest needs one REF, got %d arguments", c.NArg())
+	}
+	for _, name := range []string{"key", "type", "predicate"} {
+		if c.String(name) == "" {
+			return ui.Usagef(c, "attest needs --%s", name)
+		}
 	}
 	if _, err := sign.PredicateType(c.String("type")); err != nil {
 		return ui.Fail(ui.ExitUsage, fmt.Errorf("--type: %w", err), "")
@@ -111,6 +120,11 @@ func readPredicate(c *cli.Context) ([]byte, error) {
 	b, err := io.ReadAll(io.LimitReader(in, sign.MaxBundle+1))
 	if err == nil && len(b) > sign.MaxBundle {
 		err = fmt.Errorf("more than %d bytes", sign.MaxBundle)
+	}
+	if err == nil {
+		if err = json.Unmarshal(b, new(map[string]json.RawMessage)); err != nil {
+			err = fmt.Errorf("not a JSON object: %w", err)
+		}
 	}
 	return b, err
 }

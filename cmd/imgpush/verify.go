@@ -32,7 +32,7 @@ must be there, too; --predicate writes what it says.
 
   imgpush verify registry.example/os/debian-server:2026.11.1 --key cosign.pub
   imgpush verify oci:images:debian-server --policy /etc/imgpipe/trust.yaml
-  imgpush verify oci:images:debian-server --key ci.pub --type spdxjson --predicate sbom.json`,
+  imgpush verify oci:images:server --key ci.pub --type spdxjson --predicate sbom.json`,
 		Flags: append(append(trust.Flags(),
 			&cli.StringSliceFlag{Name: "type", Usage: "ask for an attestation of `TYPE`: spdxjson, slsaprovenance1, or a URI; may be repeated"},
 			&cli.StringFlag{Name: "predicate", Usage: "write what the attestations of --type say to `FILE`, a JSON document a line; - is stdout"},

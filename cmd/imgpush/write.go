@@ -11,6 +11,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"github.com/imgpipe/imgpipe/cmd/internal/refs"
+	"github.com/imgpipe/imgpipe/cmd/internal/trust"
 	"github.com/imgpipe/imgpipe/cmd/internal/ui"
 	"github.com/imgpipe/imgpipe/pkg/deliver"
 	"github.com/imgpipe/imgpipe/pkg/deliver/blockdev"
@@ -41,12 +42,15 @@ disk that does not boot, and says so.
 The config flags become the NoCloud volume that cloud-init reads on the first boot; with
 none of them that volume is blank.
 
-  imgpush write oci:images:debian-server /dev/sdX --dry-run --insecure-no-signature
-  imgpush write oci:images:debian-server /dev/sdX --insecure-no-signature --hostname db1
+Whom to believe is said by --key or --policy, as for imgpush verify; without either,
+nothing is written.
+
+  imgpush write registry.example/os/server:1.0 /dev/sdX --key cosign.pub --dry-run
+  imgpush write registry.example/os/server:1.0 /dev/sdX --key cosign.pub --hostname db1
   imgpush write oci:images:debian-server disk.raw --yes --insecure-no-signature`,
 		Flags: append([]cli.Flag{
 			&cli.BoolFlag{Name: "yes", Usage: "do not ask; needed where no terminal can be asked"},
-			&cli.BoolFlag{Name: "insecure-no-signature", Usage: "write an image that nobody signed; this version verifies no signatures, and so needs it"},
+			&cli.BoolFlag{Name: "insecure-no-signature", Usage: "write the image without asking who signed it"},
 			&cli.BoolFlag{Name: "dry-run", Usage: "print what would be done; the target is read, not written"},
 			&cli.StringFlag{Name: "verify", Usage: "`WHAT` is read back: written (what was written), full (every byte, zeros too)", Value: "written"},
 			&cli.IntFlag{Name: "workers", Usage: "fetch, decode and write with `N` workers", DefaultText: "by processors"},
@@ -56,22 +60,23 @@ none of them that volume is blank.
 			&cli.StringFlag{Name: "hostname", Usage: "the machine's `NAME`"},
 			&cli.StringSliceFlag{Name: "ssh-key", Usage: "`LINE` of authorized_keys for the image's default user; may be repeated"},
 			refs.PlatformFlag,
-		}, refs.Flags()...),
+		}, append(trust.Flags(), refs.Flags()...)...),
 		Action: runWrite,
 	}
 }
 
 // writeResult is what `imgpush write --json` prints.
 type writeResult struct {
-	Image   string            `json:"image"`
-	Digest  diskimage.Digest  `json:"digest"`
-	Target  blockdev.Info     `json:"target"`
-	Config  *diskimage.Digest `json:"config,omitempty"` // of the machine's config, which is not shown
-	DryRun  bool              `json:"dryRun,omitempty"`
-	Plan    deliver.Summary   `json:"plan"`
-	Steps   []deliver.Step    `json:"steps,omitempty"`  // with --dry-run
-	Report  *deliver.Report   `json:"report,omitempty"` // without
-	Seconds float64           `json:"seconds"`
+	Image      string            `json:"image"`
+	Digest     diskimage.Digest  `json:"digest"`
+	Signatures []vouched         `json:"signatures"` // that it is trusted for; none with --insecure-no-signature
+	Target     blockdev.Info     `json:"target"`
+	Config     *diskimage.Digest `json:"config,omitempty"` // of the machine's config, which is not shown
+	DryRun     bool              `json:"dryRun,omitempty"`
+	Plan       deliver.Summary   `json:"plan"`
+	Steps      []deliver.Step    `json:"steps,omitempty"`  // with --dry-run
+	Report     *deliver.Report   `json:"report,omitempty"` // without
+	Seconds    float64           `json:"seconds"`
 }
 
 // write is one run of the command.
@@ -105,14 +110,12 @@ func runWrite(c *cli.Context) (err error) {
 	if err := refs.Named(ref); err != nil {
 		return err
 	}
-	if !c.Bool("insecure-no-signature") {
-		return ui.Fail(ui.ExitTrust, fmt.Errorf("%s: nothing says that this image is to be trusted; the target is untouched", ref),
-			"--insecure-no-signature writes it all the same")
+	opener, err := refs.New(c)
+	if err != nil {
+		return err
 	}
-	if w.artifact, err = refs.Artifact(c, c.Args().First()); err != nil {
-		if errors.Is(err, oci.ErrCorrupt) {
-			return ui.Fail(ui.ExitTrust, fmt.Errorf("%w; nothing was written", err), refs.Damaged)
-		}
+	defer func() { err = errors.Join(err, opener.Close()) }()
+	if err := w.open(opener, ref); err != nil {
 		return err
 	}
 	defer w.artifact.Close()
@@ -123,7 +126,7 @@ func runWrite(c *cli.Context) (err error) {
 	}
 	defer func() { err = errors.Join(err, w.disk.Close()) }()
 
-	w.result = writeResult{Image: ref.String(), Digest: w.artifact.Digest(), Target: w.disk.Info(), DryRun: c.Bool("dry-run")}
+	w.result.Image, w.result.Digest, w.result.Target, w.result.DryRun = ref.String(), w.artifact.Digest(), w.disk.Info(), c.Bool("dry-run")
 	if !config.IsZero() {
 		d := config.Digest()
 		w.result.Config = &d
@@ -147,6 +150,46 @@ func runWrite(c *cli.Context) (err error) {
 	}
 	w.result.Seconds = time.Since(begun).Seconds()
 	return w.talk.Result(w.result, w.writeReport)
+}
+
+// open opens the image, once it is settled that it is to be trusted: before that
+// nothing of it but the manifest is read.
+func (w *write) open(opener *refs.Opener, ref oci.Ref) error {
+	c := w.c
+	t, err := trust.From(c)
+	switch {
+	case err != nil:
+		return err
+	case t == nil && !c.Bool("insecure-no-signature"):
+		return ui.Fail(ui.ExitTrust, fmt.Errorf("%s: nothing says that this image is to be trusted; the target is untouched", ref),
+			"--key cosign.pub, or --policy FILE; --insecure-no-signature writes it all the same")
+	case t != nil && c.Bool("insecure-no-signature"):
+		return ui.Usagef(c, "--insecure-no-signature beside a key or a policy: which of them is meant?")
+	}
+	untouched := func(err error) error {
+		if ui.Code(err) != ui.ExitTrust {
+			return err
+		}
+		hint := ""
+		if e, ok := errors.AsType[*ui.Error](err); ok {
+			hint = e.Hint
+		}
+		return ui.Fail(ui.ExitTrust, fmt.Errorf("%w; the target is untouched", err), hint)
+	}
+	ref.Platform = c.String(refs.PlatformFlag.Name)
+	pin, err := opener.Resolve(c.Context, ref)
+	if err != nil {
+		return untouched(err)
+	}
+	if t != nil {
+		verdict, err := trust.Pinned(c.Context, t, pin)
+		if err != nil {
+			return untouched(err)
+		}
+		w.result.Signatures = vouchedBy(verdict.Signatures)
+	}
+	w.artifact, err = pin.Open(c.Context)
+	return untouched(refs.Fail(err))
 }
 
 // plan looks at the target and decides what to do with it.

@@ -93,6 +93,9 @@ func Resolve(ctx context.Context, repo Repository, ref Ref) (*Pin, error) {
 // Digest returns the digest of the image's manifest.
 func (p *Pin) Digest() diskimage.Digest { return diskimage.DigestOf(p.manifest) }
 
+// Repository returns where the image lies.
+func (p *Pin) Repository() Repository { return p.repo }
+
 // Open loads the image.
 func (p *Pin) Open(ctx context.Context) (*Artifact, error) {
 	s := newStore(p.repo)

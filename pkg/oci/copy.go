@@ -127,6 +127,15 @@ func (c *copier) walk(ctx context.Context, from Ref) (copyNode, error) {
 	if err != nil {
 		return copyNode{}, fmt.Errorf("%v: %w", from, err)
 	}
+	if c.o.Platform != "" {
+		one, err := platformDescriptor(ctx, c.src, body, desc)
+		if err != nil {
+			return copyNode{}, fmt.Errorf("%v: %w", from, err)
+		}
+		if got := one.Platform.OS + "/" + one.Platform.Architecture; got != c.o.Platform {
+			return copyNode{}, fmt.Errorf("%v: the image is for %s, want %s", from, got, c.o.Platform)
+		}
+	}
 	root := copyNode{desc: desc, body: body}
 	if err := c.add(ctx, root, &c.images, 0); err != nil {
 		return copyNode{}, fmt.Errorf("%v: %w", from, err)

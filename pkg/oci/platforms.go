@@ -139,7 +139,7 @@ func platformDescriptor(ctx context.Context, repo Repository, b []byte, desc v1.
 		return desc, err
 	}
 	if !doc.MediaType.IsImage() || doc.Config == nil {
-		return desc, fmt.Errorf("%v: is not one image, and cannot be joined with others", desc.Digest)
+		return desc, fmt.Errorf("%v: is not a single image", desc.Digest)
 	}
 	config, err := FetchBlob(ctx, repo, *doc.Config, MaxConfig)
 	if err != nil {

@@ -29,7 +29,12 @@
 //	                               it SIGINT there; it must exit with 130
 //	interrupt begun GLOB PROGRAM [ARG…]
 //	                               the same, until a file of that name exists
+//	mkkey NAME                     make NAME.key and NAME.pub
+//	sign REF NAME                  sign an image in a layout with NAME.key
+//	attest REF NAME TYPE JSON      attest a predicate of an image, with NAME.key
+//	[!] trusted REF FILE [TYPE…]   the key in FILE signed the image, and attested the types
 //	loop VAR FILE SIZE [SECTOR]    set VAR to a loop device over FILE, made for it
+//	serve VAR DIR [read-only]      VAR is a registry over DIR, until the script ends
 //	[root]                         the test may use loop devices
 package cmdtest
 
@@ -65,6 +70,7 @@ func Run(t *testing.T, dir string) {
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"mkimage": mkimage, "exits": exits, "filled": filled, "corrupt": corrupt, "blob": blob, "bytes": allBytes,
 			"same": same, "unpack": unpack, "json": hasJSON, "lines": lines, "interrupt": interrupt, "loop": loop,
+			"serve": serve, "mkkey": mkkey, "sign": signImage, "attest": attestImage, "trusted": trusted,
 		},
 	})
 }

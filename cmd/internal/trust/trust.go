@@ -114,6 +114,23 @@ func Verify(ctx context.Context, t *sign.Trust, repo sign.Store, ref oci.Ref, di
 	return v, Fail(err)
 }
 
+// Pinned decides whether an image is trusted: by what vouches for its own
+// manifest, else by what vouches for the index in which it was found.
+func Pinned(ctx context.Context, t *sign.Trust, pin *oci.Pin) (*sign.Verdict, error) {
+	v, err := Verify(ctx, t, pin.Repository(), pin.Ref, pin.Digest())
+	if err == nil || !errors.Is(err, sign.ErrUntrusted) || pin.Root.Digest == pin.Image.Digest {
+		return v, err
+	}
+	root, rerr := diskimage.ParseDigest(pin.Root.Digest.String())
+	if rerr != nil {
+		return nil, rerr
+	}
+	if v, rerr = Verify(ctx, t, pin.Repository(), pin.Ref, root); rerr != nil {
+		return nil, err
+	}
+	return v, nil
+}
+
 // Fail gives an error of deciding its exit code.
 func Fail(err error) error {
 	u, ok := errors.AsType[*sign.UntrustedError](err)

@@ -33,6 +33,7 @@ func (b *builder) boot(context.Context) error {
 		return err
 	}
 	b.uki = &tree.Inode{Mode: 0o644, MTime: r.Epoch, Data: image}
+	b.image.made.kernel, b.image.made.uki = k, image
 	for _, p := range k.Paths() {
 		b.tree.Remove(p)
 	}

@@ -40,6 +40,7 @@ type Options struct {
 	Log      io.Writer        // gets the package manager's own output; nil for none
 	Progress func(Event)      // called in order; nil for none
 	Now      func() time.Time // for Record.Steps
+	Evidence bool             // Contents and Origin of the Image will be asked for
 
 	debian func(context.Context, packages.Request, packages.Options) (*packages.Result, error) // for tests; nil is packages.Debian
 }
@@ -58,6 +59,7 @@ type Image struct {
 	Table  *diskimage.Table
 	Record Record
 	files  []*os.File
+	made   made
 }
 
 // Record is what went into an image, and what it took.
@@ -94,7 +96,7 @@ func (im *Image) Close() error {
 
 // Build makes the image that r describes.
 func Build(ctx context.Context, r *recipe.Recipe, o Options) (*Image, error) {
-	im := &Image{}
+	im := &Image{made: made{recipe: r}}
 	b := &builder{recipe: r, options: o, image: im}
 	for _, step := range []struct {
 		name string
@@ -159,6 +161,7 @@ func (b *builder) packages(ctx context.Context) error {
 	if err != nil {
 		return b.locate(err)
 	}
+	b.image.made.packages = res
 	rec := &b.image.Record
 	rec.Packages, rec.Sources, rec.FromCache = res.Packages, res.Sources, res.FromCache
 	if !res.FromCache {
@@ -175,6 +178,9 @@ func (b *builder) packages(ctx context.Context) error {
 	}
 	if b.tree, err = tree.FromTar(f, info.Size()); err != nil {
 		return fmt.Errorf("%s: %w", res.Tar, err)
+	}
+	if b.options.Evidence {
+		b.image.made.installed = b.tree.Clone()
 	}
 	return nil
 }
@@ -233,5 +239,13 @@ func (b *builder) customize(context.Context) error {
 	if err := packages.Golden(b.tree, b.recipe.Epoch); err != nil {
 		return err
 	}
-	return customize.Apply(b.tree, b.recipe)
+	if err := customize.Apply(b.tree, b.recipe); err != nil {
+		return err
+	}
+	if !b.options.Evidence {
+		return nil
+	}
+	var err error
+	b.image.made.sources, err = listSources(b.recipe)
+	return err
 }

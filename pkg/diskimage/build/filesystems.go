@@ -34,6 +34,7 @@ func (b *builder) layout(context.Context) error {
 	if err != nil {
 		return err
 	}
+	b.image.made.trees = trees
 	sizes := make([]int64, len(trees))
 	for i, p := range r.Disk.Partitions {
 		if p.Filesystem == "ext4" && p.Size == 0 {

@@ -21,8 +21,8 @@ type question struct {
 	also   []*FileChange // of all the names of these inodes
 }
 
-// at returns what of a disk the spans of a file are.
-func (q *question) at(n *tree.Inode) (out []diskimage.Extent) {
+// at returns what of a disk spans of a file are.
+func (q *question) at(n *tree.Inode, spans []diskimage.Extent) (out []diskimage.Extent) {
 	f, ok := n.Data.(*mapped.File)
 	if !ok {
 		return nil
@@ -31,7 +31,7 @@ func (q *question) at(n *tree.Inode) (out []diskimage.Extent) {
 	if err != nil {
 		return nil // reading will tell
 	}
-	for _, s := range q.spans {
+	for _, s := range spans {
 		i := sort.Search(len(runs), func(i int) bool { return runs[i].Off+runs[i].Len > s.Off })
 		for ; i < len(runs) && runs[i].Off < s.End(); i++ {
 			x := s.Intersect(diskimage.Extent{Off: runs[i].Off, Len: runs[i].Len})
@@ -118,71 +118,72 @@ func comparePiece(va, vb *view, atA, atB, n int64) (differ bool, open []diskimag
 }
 
 // answer reads what is open, in the order of the first disk and in batches that
-// are read ahead, and notes contents that differ.
+// are read ahead.
 func answer(va, vb *view, questions []*question) error {
-	type placed struct {
+	first := map[*question]int64{}
+	for _, q := range questions {
+		if at := q.at(q.a, q.spans); len(at) > 0 {
+			first[q] = at[0].Off
+		}
+	}
+	slices.SortStableFunc(questions, func(x, y *question) int { return cmp.Compare(first[x], first[y]) })
+	type piece struct {
 		*question
-		a, b []diskimage.Extent
+		span diskimage.Extent
 	}
-	all := make([]placed, len(questions))
-	for i, q := range questions {
-		all[i] = placed{q, q.at(q.a), q.at(q.b)}
-	}
-	first := func(p placed) int64 {
-		if len(p.a) == 0 {
-			return 0
-		}
-		return p.a[0].Off
-	}
-	slices.SortStableFunc(all, func(x, y placed) int { return cmp.Compare(first(x), first(y)) })
-	for len(all) > 0 {
-		var aheadA, aheadB []diskimage.Extent
-		n := 0
-		for size := int64(0); n < len(all) && (n == 0 || size < batchBytes); n++ {
-			for _, s := range all[n].spans {
-				size += s.Len
+	var batch []piece
+	var size int64
+	flush := func() error {
+		for _, side := range []struct {
+			view *view
+			node func(*question) *tree.Inode
+		}{{va, func(q *question) *tree.Inode { return q.a }}, {vb, func(q *question) *tree.Inode { return q.b }}} {
+			var ahead []diskimage.Extent
+			for _, p := range batch {
+				ahead = append(ahead, p.at(side.node(p.question), []diskimage.Extent{p.span})...)
 			}
-			if size < 2*batchBytes { // a huge file is read as it goes
-				aheadA, aheadB = append(aheadA, all[n].a...), append(aheadB, all[n].b...)
-			}
-		}
-		if err := va.Prefetch(diskimage.MergeExtents(aheadA)); err != nil {
-			return err
-		}
-		if err := vb.Prefetch(diskimage.MergeExtents(aheadB)); err != nil {
-			return err
-		}
-		for _, p := range all[:n] {
-			same, err := p.read()
-			if err != nil {
+			if err := side.view.Prefetch(diskimage.MergeExtents(ahead)); err != nil {
 				return err
 			}
-			p.differ = !same
 		}
-		all = all[n:]
+		for _, p := range batch {
+			if err := p.read(p.span); err != nil {
+				return err
+			}
+		}
+		batch, size = batch[:0], 0
+		return nil
 	}
-	return nil
-}
-
-// read compares the open spans.
-func (q *question) read() (same bool, err error) {
-	var bufs [2][]byte
-	for i := range bufs {
-		bufs[i] = make([]byte, 256<<10)
-	}
-	for _, s := range q.spans {
-		for s.Len > 0 {
-			n := min(s.Len, int64(len(bufs[0])))
-			for i, data := range []diskimage.Disk{q.a.Data, q.b.Data} {
-				if m, err := data.ReadAt(bufs[i][:n], s.Off); int64(m) < n {
-					return false, unexpected(err)
+	for _, q := range questions {
+		for _, s := range q.spans {
+			for s.Len > 0 && !q.differ {
+				n := min(s.Len, batchBytes-size)
+				batch = append(batch, piece{q, diskimage.Extent{Off: s.Off, Len: n}})
+				s.Off, s.Len = s.Off+n, s.Len-n
+				if size += n; size == batchBytes {
+					if err := flush(); err != nil {
+						return err
+					}
 				}
 			}
-			if !bytes.Equal(bufs[0][:n], bufs[1][:n]) {
-				return false, nil
-			}
-			s.Off, s.Len = s.Off+n, s.Len-n
 		}
 	}
-	return true, nil
+	return flush()
+}
+
+// read compares an open span, unless the answer is known.
+func (q *question) read(s diskimage.Extent) error {
+	const step = 256 << 10
+	var bufs [2][step]byte
+	for s.Len > 0 && !q.differ {
+		n := min(s.Len, step)
+		for i, data := range []diskimage.Disk{q.a.Data, q.b.Data} {
+			if m, err := data.ReadAt(bufs[i][:n], s.Off); int64(m) < n {
+				return unexpected(err)
+			}
+		}
+		q.differ = !bytes.Equal(bufs[0][:n], bufs[1][:n])
+		s.Off, s.Len = s.Off+n, s.Len-n
+	}
+	return nil
 }

@@ -4,13 +4,13 @@
 //	fetch := diff.Indexes(a.Index, b.Index).Count(b.Index)
 //	partitions := diff.Tables(a.Table, b.Table)
 //	packages := diff.Packages(a.Packages, b.Packages)
-//	files, read, err := diff.Files(a, b)     // reads of the disks what it needs
+//	files, read, err := diff.Files(a, b, packages) // reads of the disks what it needs
 //
 // docs/diff.md is the normative text. Everything but Files decides without
 // reading. Files guarantees that it takes contents for equal only where digests
 // or bytes say so; that a chunk which both images have is read once while it is
-// kept; that it keeps at most 256 MiB of chunks; and that damaged filesystems
-// give a Problem, never a panic. It does not verify: Image.Disk must.
+// kept; that it keeps at most 96 MiB of chunks; and that damaged filesystems
+// give a Problem, never a panic. It does not verify: Image.Read must.
 package diff
 
 import (
@@ -22,8 +22,11 @@ import (
 // Image is one of the two images.
 type Image struct {
 	Index *diskimage.Index
-	Disk  diskimage.Disk   // the plain disk that Index describes, verified when read
 	Table *diskimage.Table // nil if nobody knows
+	// Read reads chunks by their numbers in Index, which are in order, with the
+	// requests that diskimage.OneRequest gives, and calls keep for each with its
+	// verified bytes, in any order: oci.Artifact.ReadChunks.
+	Read func(numbers []int, keep func(number int, plain []byte)) error
 }
 
 // Changes is how a disk turns into another one.

@@ -29,11 +29,12 @@ type Filesystem struct {
 
 // FileChange is a path that differs.
 type FileChange struct {
-	Path   string
-	Change string
-	What   []string    // of a changed one
-	Before *Attributes // nil if it was not there
-	After  *Attributes
+	Path    string
+	Change  string
+	What    []string    // of a changed one
+	Package string      // that it belongs to, if that is one that differs
+	Before  *Attributes // nil if it was not there
+	After   *Attributes
 }
 
 // Attributes are what `ls -l` shows.
@@ -51,13 +52,14 @@ type Attributes struct {
 // UTF-8: such a path is there once more as it is, in base64.
 func (f FileChange) MarshalJSON() ([]byte, error) {
 	out := struct {
-		Path   string      `json:"path"`
-		Raw    []byte      `json:"raw,omitempty"`
-		Change string      `json:"change"`
-		What   []string    `json:"what,omitempty"`
-		Before *Attributes `json:"before,omitempty"`
-		After  *Attributes `json:"after,omitempty"`
-	}{f.Path, nil, f.Change, f.What, f.Before, f.After}
+		Path    string      `json:"path"`
+		Raw     []byte      `json:"raw,omitempty"`
+		Change  string      `json:"change"`
+		What    []string    `json:"what,omitempty"`
+		Package string      `json:"package,omitempty"`
+		Before  *Attributes `json:"before,omitempty"`
+		After   *Attributes `json:"after,omitempty"`
+	}{f.Path, nil, f.Change, f.What, f.Package, f.Before, f.After}
 	if !utf8.ValidString(f.Path) {
 		out.Raw = []byte(f.Path)
 	}
@@ -65,14 +67,15 @@ func (f FileChange) MarshalJSON() ([]byte, error) {
 }
 
 // Files compares the filesystems of two images, partition by partition in the
-// order of Tables. An error is one of reading a disk.
-func Files(a, b Image) ([]Filesystem, Read, error) {
+// order of Tables. What belongs to one of the packages that differ says so. An
+// error is one of reading a disk.
+func Files(a, b Image, changed []PackageChange) ([]Filesystem, Read, error) {
 	s := newStore(keepBytes)
 	var out []Filesystem
 	for _, p := range Tables(a.Table, b.Table) {
-		fs := s.partition(a, b, p)
-		if err := s.broken(); err != nil {
-			return nil, s.read, fmt.Errorf("partition %s: %w", p.Name, err)
+		fs := s.partition(a, b, p, changed)
+		if s.err != nil {
+			return nil, s.read, fmt.Errorf("partition %s: %w", p.Name, s.err)
 		}
 		out = append(out, fs)
 	}
@@ -80,7 +83,7 @@ func Files(a, b Image) ([]Filesystem, Read, error) {
 }
 
 // partition compares the files of one partition.
-func (s *store) partition(a, b Image, p Partition) Filesystem {
+func (s *store) partition(a, b Image, p Partition, changed []PackageChange) Filesystem {
 	out := Filesystem{Partition: p.Name, Change: p.Change}
 	var va, vb *view
 	if p.Before != nil {
@@ -118,7 +121,7 @@ func (s *store) partition(a, b Image, p Partition) Filesystem {
 			out.Removed = ta.Len()
 		default:
 			out.Change = Changed
-			err = out.trees(va, vb, ta, tb)
+			err = out.trees(va, vb, ta, tb, changed)
 		}
 	}
 	if err != nil {
@@ -147,7 +150,7 @@ func read(v *view, kind string) (*tree.Tree, error) {
 }
 
 // trees compares two trees path by path.
-func (out *Filesystem) trees(va, vb *view, a, b *tree.Tree) error {
+func (out *Filesystem) trees(va, vb *view, a, b *tree.Tree, packages []PackageChange) error {
 	names := link{map[*tree.Inode]string{}, map[*tree.Inode]string{}}
 	for e := range a.All() {
 		if n := b.Get(e.Path); n != nil {
@@ -204,6 +207,9 @@ func (out *Filesystem) trees(va, vb *view, a, b *tree.Tree) error {
 		if a.Get(e.Path) == nil {
 			changes = append(changes, &FileChange{Path: e.Path, Change: Added, After: attributesOf(e.Inode)})
 		}
+	}
+	if err := attribute(va, vb, a, b, packages, changes); err != nil {
+		return err
 	}
 	out.count(changes)
 	return nil

@@ -10,7 +10,6 @@ import (
 	"math/rand/v2"
 	"slices"
 	"strings"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -25,21 +24,28 @@ var epoch = time.Date(2026, 11, 1, 0, 0, 0, 0, time.UTC)
 // memory is a disk that counts what is read of it, and breaks where it is told to.
 type memory struct {
 	data  []byte
-	read  atomic.Int64
+	read  int64 // bytes
 	fails diskimage.Extent
 }
 
 var errBroken = errors.New("broken")
 
-func (m *memory) Size() int64                 { return int64(len(m.data)) }
-func (m *memory) Extents() []diskimage.Extent { return []diskimage.Extent{{Len: m.Size()}} }
-func (m *memory) ReadAt(p []byte, off int64) (int, error) {
-	if m.fails.Overlaps(diskimage.Extent{Off: off, Len: int64(len(p))}) {
-		return 0, errBroken
+// chunks is an Image's Read.
+func (m *memory) chunks(x *diskimage.Index) func([]int, func(int, []byte)) error {
+	return func(numbers []int, keep func(int, []byte)) error {
+		if !slices.IsSorted(numbers) {
+			return errors.New("not in order")
+		}
+		for _, n := range numbers {
+			c := x.Chunks[n]
+			if m.fails.Overlaps(c.Extent) {
+				return errBroken
+			}
+			m.read += c.Len
+			keep(n, bytes.Clone(m.data[c.Off:c.End()]))
+		}
+		return nil
 	}
-	n, err := bytes.NewReader(m.data).ReadAt(p, off)
-	m.read.Add(int64(n))
-	return n, err
 }
 
 // part is a filesystem to be laid onto a disk.
@@ -64,7 +70,8 @@ func imageWith(t testing.TB, parts ...part) (Image, *memory) {
 		table.Partitions = append(table.Partitions, diskimage.Partition{Name: p.name, GUID: guid(p.name),
 			Extent: diskimage.Extent{Off: at, Len: p.fs.Size()}, Filesystem: diskimage.Filesystem{Type: p.kind}})
 	}
-	return Image{Index: indexOf(t, m.data, 64<<10), Disk: m, Table: table}, m
+	x := indexOf(t, m.data, 64<<10)
+	return Image{Index: x, Table: table, Read: m.chunks(x)}, m
 }
 
 func ext4Of(t testing.TB, tr *tree.Tree, size int64) part {
@@ -262,12 +269,12 @@ func TestFilesAgreeWithTheTrees(t *testing.T) {
 		}
 		a, diskA := imageWith(t, ext4Of(t, before, 32<<20))
 		b, diskB := imageWith(t, ext4Of(t, after, sizeB))
-		got, read, err := Files(a, b)
+		got, read, err := Files(a, b, nil)
 		if err != nil || len(got) != 1 {
 			t.Fatal(err)
 		}
 		asExpected(t, got[0], before, after)
-		plain := diskA.read.Load() + diskB.read.Load()
+		plain := diskA.read + diskB.read
 		all := a.Index.DataSize() + b.Index.DataSize()
 		t.Logf("seed %d: read %d of %d bytes in %d chunks, changed %d", seed, plain, all, read.Chunks, Indexes(a.Index, b.Index).Count(b.Index).Plain)
 		if read.Chunks == 0 || plain > all {
@@ -281,6 +288,14 @@ func TestFilesAgreeWithTheTrees(t *testing.T) {
 	}
 }
 
+// hole is contents with holes.
+type hole struct {
+	*bytes.Reader
+	extents []diskimage.Extent
+}
+
+func (h hole) Extents() []diskimage.Extent { return h.extents }
+
 // TestFilesSayWhat changes one thing at a time.
 func TestFilesSayWhat(t *testing.T) {
 	data := func(text string) diskimage.Disk { return diskimage.Bytes([]byte(text)) }
@@ -290,6 +305,13 @@ func TestFilesSayWhat(t *testing.T) {
 		return in
 	}
 	was := file(func(*tree.Inode) {})
+	holey := func(last byte) *tree.Inode { // all of it a hole, or all but the last block
+		d := hole{bytes.NewReader(append(make([]byte, 1<<20-1), last)), nil}
+		if last != 0 {
+			d.extents = []diskimage.Extent{{Off: 1<<20 - 4096, Len: 4096}}
+		}
+		return &tree.Inode{Mode: 0o644, MTime: epoch, Data: d}
+	}
 	link := &tree.Inode{Kind: tree.Symlink, Mode: 0o777, MTime: epoch, Target: "a"}
 	device := &tree.Inode{Kind: tree.CharDevice, Mode: 0o600, MTime: epoch, Major: 1}
 	treeOf := func(f *tree.Inode, names ...string) *tree.Tree {
@@ -313,6 +335,10 @@ func TestFilesSayWhat(t *testing.T) {
 		{treeOf(was), treeOf(file(func(n *tree.Inode) { n.Data = data("content") })), "/f changed [size contents]"},
 		{treeOf(was), treeOf(file(func(n *tree.Inode) { n.Data = nil })), "/f changed [size contents]"},
 		{treeOf(was), treeOf(file(func(n *tree.Inode) { n.MTime = epoch.Add(-1); n.UID = 1 })), "/f changed [owner time]"},
+		{treeOf(holey(0)), treeOf(holey(0)), ""},
+		{treeOf(holey(0)), treeOf(file(func(n *tree.Inode) { n.Data = diskimage.Bytes(make([]byte, 1<<20)); n.Xattrs = nil })), ""}, // zeros are zeros
+		{treeOf(holey(0)), treeOf(holey(7)), "/f changed [contents]"},
+		{treeOf(holey(7)), treeOf(holey(0)), "/f changed [contents]"},
 		{treeOf(was), treeOf(link), "/f changed [kind mode xattrs]"},
 		{treeOf(link), treeOf(&tree.Inode{Kind: tree.Symlink, Mode: 0o777, MTime: epoch, Target: "b"}), "/f changed [target]"},
 		{treeOf(device), treeOf(&tree.Inode{Kind: tree.CharDevice, Mode: 0o600, MTime: epoch, Minor: 1}), "/f changed [device]"},
@@ -333,7 +359,7 @@ func TestFilesSayWhat(t *testing.T) {
 	} {
 		a, _ := imageWith(t, ext4Of(t, c.a, 16<<20))
 		b, _ := imageWith(t, ext4Of(t, c.b, 16<<20))
-		got, _, err := Files(a, b)
+		got, _, err := Files(a, b, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -344,6 +370,46 @@ func TestFilesSayWhat(t *testing.T) {
 		if joined := strings.Join(text, ", "); joined != c.want || got[0].Problem != "" {
 			t.Errorf("got %s, want %s (%s)", joined, c.want, got[0].Problem)
 		}
+	}
+}
+
+// TestFilesSayWhichPackage: by dpkg's lists, merged-/usr or not, of the side that has the file.
+func TestFilesSayWhichPackage(t *testing.T) {
+	treeOf := func(files ...string) *tree.Tree {
+		tr := tree.New()
+		put := func(p string, in *tree.Inode) {
+			in.MTime = epoch
+			if err := tr.Put(p, in); err != nil {
+				t.Fatal(err)
+			}
+		}
+		put("/lib", &tree.Inode{Kind: tree.Symlink, Mode: 0o777, Target: "usr/lib"})
+		for _, f := range files {
+			p, text, _ := strings.Cut(f, "=")
+			put(p, &tree.Inode{Mode: 0o644, Data: diskimage.Bytes([]byte(text))})
+		}
+		return tr
+	}
+	before := treeOf("/usr/lib/a=1", "/usr/lib/old=1", "/etc/motd=1", "/etc/same=1",
+		dpkgInfo+"/a:amd64.list=/.\n/lib\n/lib/a\n/lib/old\n", dpkgInfo+"/b.list=/etc/motd\n", dpkgInfo+"/b.md5sums=1", dpkgInfo+"/format=1")
+	after := treeOf("/usr/lib/a=2", "/usr/bin/new=1", "/etc/motd=2", "/etc/same=1", "/etc/c.conf=1",
+		dpkgInfo+"/a:amd64.list=/.\n/lib/a\n/usr/bin/new\n", dpkgInfo+"/b.list=/etc/motd\n", dpkgInfo+"/b.md5sums=2",
+		dpkgInfo+"/c.list=/etc/c.conf\n", dpkgInfo+"/format=2")
+	a, _ := imageWith(t, ext4Of(t, before, 16<<20))
+	b, _ := imageWith(t, ext4Of(t, after, 16<<20))
+	packages := Packages([]Package{{"a", "1", "amd64"}, {"b", "1", "all"}}, []Package{{"a", "2", "amd64"}, {"b", "1", "all"}, {"c", "1", "amd64"}})
+	got, _, err := Files(a, b, packages)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := ""
+	for _, f := range got[0].Files {
+		text += f.Path + "=" + f.Package + " "
+	}
+	want := "/etc/c.conf=c /etc/motd= /usr/bin= /usr/bin/new=a /usr/lib/a=a /usr/lib/old=a " +
+		dpkgInfo + "/a:amd64.list=a " + dpkgInfo + "/b.md5sums= " + dpkgInfo + "/c.list=c " + dpkgInfo + "/format= "
+	if text != want {
+		t.Errorf("got %s\nwant %s (%s)", text, want, got[0].Problem)
 	}
 }
 
@@ -392,8 +458,8 @@ func TestFilesReadLittle(t *testing.T) {
 		{ext4Of(t, after, 48<<20), "one", 12, "esp same 0, root changed 2"},
 	} {
 		b, diskB := imageWith(t, esp(c.esp), c.b)
-		diskA.read.Store(0)
-		got, read, err := Files(a, b)
+		diskA.read = 0
+		got, read, err := Files(a, b, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -401,7 +467,7 @@ func TestFilesReadLittle(t *testing.T) {
 		for i, fs := range got {
 			text += fmt.Sprintf("%s%s %s %d", []string{"", ", "}[min(i, 1)], fs.Partition, fs.Change, len(fs.Files))
 		}
-		plain := diskA.read.Load() + diskB.read.Load()
+		plain := diskA.read + diskB.read
 		all := a.Index.DataSize() + b.Index.DataSize()
 		if text != c.want || plain > all*c.percent/100 {
 			t.Errorf("%s (want %s): read %d of %d bytes, %+v", text, c.want, plain, all, read)
@@ -419,7 +485,7 @@ func TestFilesTellWhatIsBroken(t *testing.T) {
 	b, disk := imageWith(t, ext4Of(t, after, 32<<20))
 	for _, at := range []int64{1 << 20, 1<<20 + 1<<16, 2 << 20, 3 << 20} {
 		disk.fails = diskimage.Extent{Off: at, Len: 20 << 20}
-		if _, _, err := Files(a, b); !errors.Is(err, errBroken) {
+		if _, _, err := Files(a, b, nil); !errors.Is(err, errBroken) {
 			t.Errorf("broken from %d on: %v", at, err)
 		}
 	}
@@ -427,23 +493,24 @@ func TestFilesTellWhatIsBroken(t *testing.T) {
 	root := b.Table.Partitions[0].Extent
 	copy(disk.data[root.Off+1024:], make([]byte, 1024))
 	b.Index = indexOf(t, disk.data, 64<<10)
-	got, _, err := Files(a, b)
+	b.Read = disk.chunks(b.Index)
+	got, _, err := Files(a, b, nil)
 	if err != nil || len(got) != 1 || !strings.Contains(got[0].Problem, "no ext2, ext3 or ext4") {
 		t.Errorf("%+v, %v", got, err)
 	}
 	b.Table.Partitions[0].Filesystem.Type = "btrfs"
-	if got, _, err = Files(a, b); err != nil || got[0].Problem != "no reader for btrfs" {
+	if got, _, err = Files(a, b, nil); err != nil || got[0].Problem != "no reader for btrfs" {
 		t.Errorf("%+v, %v", got, err)
 	}
 	b.Table.Partitions[0].Filesystem.Type = ""
-	if got, _, err = Files(a, b); err != nil || !strings.Contains(got[0].Problem, "no filesystem is known") {
+	if got, _, err = Files(a, b, nil); err != nil || !strings.Contains(got[0].Problem, "no filesystem is known") {
 		t.Errorf("%+v, %v", got, err)
 	}
 	b.Table = nil
-	if got, _, err = Files(a, b); err != nil || got[0].Change != Removed || got[0].Removed != before.Len() {
+	if got, _, err = Files(a, b, nil); err != nil || got[0].Change != Removed || got[0].Removed != before.Len() {
 		t.Errorf("%+v, %v", got, err)
 	}
-	if got, _, err = Files(Image{Index: b.Index, Disk: disk}, a); err != nil || got[0].Change != Added || got[0].Added != before.Len() || got[0].Files != nil {
+	if got, _, err = Files(Image{Index: b.Index, Read: b.Read}, a, nil); err != nil || got[0].Change != Added || got[0].Added != before.Len() || got[0].Files != nil {
 		t.Errorf("%+v, %v", got, err)
 	}
 }
@@ -456,7 +523,7 @@ func TestStoreKeepsWithinItsBound(t *testing.T) {
 	a, _ := imageWith(t, ext4Of(t, before, 64<<20))
 	b, _ := imageWith(t, ext4Of(t, after, 64<<20))
 	s := newStore(3 * 64 << 10)
-	fs := s.partition(a, b, Tables(a.Table, b.Table)[0])
+	fs := s.partition(a, b, Tables(a.Table, b.Table)[0], nil)
 	asExpected(t, fs, before, after)
 	if s.size > s.keep || s.order.Len() > 3 || len(s.cache) != s.order.Len() {
 		t.Errorf("keeps %d bytes in %d chunks", s.size, s.order.Len())

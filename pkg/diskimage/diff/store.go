@@ -1,34 +1,36 @@
 package diff
 
 import (
+	"cmp"
 	"container/list"
 	"fmt"
 	"io"
 	"slices"
-	"sync"
-
-	"golang.org/x/sync/errgroup"
 
 	"github.com/imgpipe/imgpipe/pkg/diskimage"
 )
 
-const (
-	keepBytes = 256 << 20 // of chunks, for both images together
-	aheadSize = 1 << 20   // plain bytes that are read at once
-	readers   = 8
-)
+const keepBytes = 96 << 20 // of chunks, for both images together
 
 // Read is what a comparison read of the disks.
 type Read struct {
-	Chunks int   `json:"chunks"`
-	Wire   int64 `json:"wire"` // bytes of their frames
+	Chunks   int   `json:"chunks"`
+	Wire     int64 `json:"wire"`    // bytes of their frames
+	Between  int64 `json:"between"` // bytes between frames, read along
+	Requests int   `json:"requests"`
 }
 
-// store keeps chunks of two disks by digest, so that what both have is read once.
-type store struct {
-	keep int64 // bytes
+func (r *Read) add(f Fetch) {
+	r.Chunks += f.Chunks
+	r.Wire += f.Wire
+	r.Between += f.Between
+	r.Requests += f.Requests
+}
 
-	mu    sync.Mutex
+// store keeps chunks of two disks by digest, so that what both have is read
+// once. It is not for concurrent use.
+type store struct {
+	keep  int64 // bytes; at least one chunk
 	read  Read
 	err   error // the first one that a disk gave
 	size  int64
@@ -46,8 +48,6 @@ func newStore(keep int64) *store {
 }
 
 func (s *store) get(d diskimage.Digest) []byte {
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	e := s.cache[d]
 	if e == nil {
 		return nil
@@ -57,36 +57,15 @@ func (s *store) get(d diskimage.Digest) []byte {
 }
 
 func (s *store) put(c *diskimage.Chunk, data []byte) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.read.Chunks++
-	s.read.Wire += c.Frame.Len
 	if s.cache[c.Digest] != nil {
 		return
 	}
 	s.cache[c.Digest] = s.order.PushFront(kept{c.Digest, data})
-	for s.size += c.Len; s.size > s.keep; {
+	for s.size += c.Len; s.size > s.keep && s.order.Len() > 1; {
 		old := s.order.Remove(s.order.Back()).(kept)
 		delete(s.cache, old.digest)
 		s.size -= int64(len(old.data))
 	}
-}
-
-func (s *store) failed(err error) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.err == nil {
-		s.err = err
-	}
-	return err
-}
-
-// broken returns what went wrong with reading a disk: other errors are the
-// filesystem's fault.
-func (s *store) broken() error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.err
 }
 
 // view is a partition of one disk, read through the store.
@@ -112,10 +91,10 @@ func (v *view) ReadAt(p []byte, off int64) (int, error) {
 		c := &chunks[i]
 		data := v.store.get(c.Digest)
 		if data == nil {
-			data = make([]byte, c.Len)
-			if err := v.load(chunks[i:i+1], data); err != nil {
+			if err := v.load([]int{v.number(c)}); err != nil {
 				return 0, err
 			}
+			data = v.store.get(c.Digest)
 		}
 		x := want.Intersect(c.Extent)
 		copy(p[x.Off-want.Off:], data[x.Off-c.Off:x.End()-c.Off])
@@ -126,16 +105,25 @@ func (v *view) ReadAt(p []byte, off int64) (int, error) {
 	return n, nil
 }
 
-// load reads neighbouring chunks into data and keeps them.
-func (v *view) load(chunks []diskimage.Chunk, data []byte) error {
-	if n, err := v.image.Disk.ReadAt(data, chunks[0].Off); n < len(data) {
-		return v.store.failed(unexpected(err))
+// load reads chunks by number and keeps them.
+func (v *view) load(numbers []int) error {
+	if len(numbers) == 0 {
+		return nil
 	}
-	for i := range chunks {
-		at := chunks[i].Off - chunks[0].Off
-		v.store.put(&chunks[i], data[at:at+chunks[i].Len:at+chunks[i].Len])
+	cost := Changes{Chunks: numbers}.Count(v.image.Index)
+	v.store.read.add(cost)
+	left := len(numbers)
+	err := v.image.Read(numbers, func(n int, plain []byte) {
+		left--
+		v.store.put(&v.image.Index.Chunks[n], plain)
+	})
+	if err == nil && left != 0 {
+		err = io.ErrUnexpectedEOF
 	}
-	return nil
+	if err != nil && v.store.err == nil {
+		v.store.err = err
+	}
+	return err
 }
 
 func unexpected(err error) error {
@@ -146,46 +134,33 @@ func unexpected(err error) error {
 }
 
 // Prefetch implements extfs.Prefetcher: it reads the chunks of sorted extents
-// that are not kept yet, several at once, as far as half of what may be kept.
+// that are not kept yet together, as far as half of what may be kept.
 func (v *view) Prefetch(extents []diskimage.Extent) error {
-	var g errgroup.Group
-	g.SetLimit(readers)
+	var missing []int
 	room := v.store.keep / 2
-	for run := range v.missing(extents) {
-		size := run[len(run)-1].End() - run[0].Off
-		if room -= size; room < 0 {
-			break // it is read when it is needed
+	seen := map[diskimage.Digest]bool{}
+	for _, e := range extents {
+		e.Off += v.area.Off
+		chunks := v.image.Index.Within(e.Intersect(v.area))
+		for i := range chunks {
+			c := &chunks[i]
+			if seen[c.Digest] || v.store.get(c.Digest) != nil {
+				continue
+			}
+			seen[c.Digest] = true
+			if room -= c.Len; room < 0 {
+				return v.load(missing) // the rest is read when it is needed
+			}
+			missing = append(missing, v.number(c))
 		}
-		g.Go(func() error { return v.load(run, make([]byte, size)) })
 	}
-	return g.Wait()
+	return v.load(missing)
 }
 
-// missing yields runs of neighbouring chunks that extents touch and that are not kept.
-func (v *view) missing(extents []diskimage.Extent) func(yield func([]diskimage.Chunk) bool) {
-	return func(yield func([]diskimage.Chunk) bool) {
-		var run []diskimage.Chunk
-		seen := map[diskimage.Digest]bool{}
-		for _, e := range extents {
-			e.Off += v.area.Off
-			for _, c := range v.image.Index.Within(e.Intersect(v.area)) {
-				if seen[c.Digest] || v.store.get(c.Digest) != nil {
-					continue
-				}
-				seen[c.Digest] = true
-				if n := len(run); n > 0 && (run[n-1].End() != c.Off || c.End()-run[0].Off > aheadSize) {
-					if !yield(slices.Clone(run)) {
-						return
-					}
-					run = run[:0]
-				}
-				run = append(run, c)
-			}
-		}
-		if len(run) > 0 {
-			yield(run)
-		}
-	}
+// number returns which chunk of the index c is.
+func (v *view) number(c *diskimage.Chunk) int {
+	n, _ := slices.BinarySearchFunc(v.image.Index.Chunks, c.Off, func(x diskimage.Chunk, off int64) int { return cmp.Compare(x.Off, off) })
+	return n
 }
 
 // digest returns the digest of the chunk at a place of the disk, and where that

@@ -309,7 +309,7 @@ func (r *run) runIn(ctx context.Context, dir string, mayMove bool) (_ *Result, e
 	}
 	res := &Result{
 		Key: key, Sources: t.sources, Packages: t.packages, Kernels: t.kernels,
-		Tool: r.tool, Mode: r.mode, Steps: steps, Size: tar.size, Digest: tar.digest(),
+		Tool: r.tool, Mode: r.mode, Keyring: diskimage.DigestOf(r.keys), Steps: steps, Size: tar.size, Digest: tar.digest(),
 	}
 	return res, r.keep(f, res)
 }

@@ -127,7 +127,11 @@ func TestColdBuild(t *testing.T) {
 	if res.FromCache || res.Mode != "root" || res.Tool != "mmdebstrap 9.9.9" {
 		t.Errorf("result %+v", res)
 	}
-	if want := []Package{{"a", "1", "amd64"}, {"b", "1", "amd64"}}; !slices.Equal(res.Packages, want) {
+	digest := func(content string) diskimage.Digest { return diskimage.DigestOf([]byte(content)) }
+	if want := []Package{
+		{"a", "1", "amd64", digest("package a")},
+		{"b", "1", "amd64", digest(strings.Repeat("package b", 100_000))},
+	}; !slices.Equal(res.Packages, want) {
 		t.Errorf("packages %v, want %v", res.Packages, want)
 	}
 	if want := []Source{{"archive_InRelease", diskimage.DigestOf([]byte("state 1"))}}; !slices.Equal(res.Sources, want) {
@@ -445,5 +449,24 @@ func TestTreeThatDoesNotFitIsNotTried(t *testing.T) {
 	err := out.explain(f.req, "/tmp/x/imgpipe-1", 600<<20, errors.New("exit status 2"))
 	if want := "no space left in /tmp/x (about 600 MiB are needed): free some, or name another work directory"; fmt.Sprint(err) != want {
 		t.Errorf("error %v, want %s", err, want)
+	}
+}
+
+func TestSuitesOfSources(t *testing.T) {
+	for name, want := range map[string]string{
+		"deb.example.org_debian_dists_bookworm_InRelease":                   "bookworm",
+		"deb.example.org_debian-security_dists_bookworm-security_InRelease": "bookworm-security",
+		"_srv_mirror_dists_stable_Release":                                  "stable",
+		"localhost_flat_._InRelease":                                        "",
+	} {
+		if got := (Source{Name: name}).Suite(); got != want {
+			t.Errorf("%s: got %q, want %q", name, got, want)
+		}
+	}
+}
+
+func TestDebNamesAreApts(t *testing.T) {
+	if got, want := debName("g++", "4:12.2.0-3", "amd64"), "g++_4%3a12.2.0-3_amd64.deb"; got != want {
+		t.Errorf("got %s, want %s", got, want)
 	}
 }

@@ -24,6 +24,7 @@ package packages
 
 import (
 	"io"
+	"strings"
 	"time"
 
 	"github.com/imgpipe/imgpipe/pkg/diskimage"
@@ -80,6 +81,7 @@ type Result struct {
 	Packages  []Package        `json:"packages"` // by name
 	Kernels   []string         `json:"kernels"`  // versions that have a /boot/vmlinuz-VERSION
 	Tool      string           `json:"tool"`     // "mmdebstrap 1.3.5"
+	Keyring   diskimage.Digest `json:"keyring"`  // of the keys that the archive was checked with
 	Mode      string           `json:"mode"`     // "root" or "unshare"
 	Steps     []StepTime       `json:"steps,omitempty"`
 }
@@ -90,11 +92,19 @@ type Source struct {
 	Digest diskimage.Digest `json:"digest"`
 }
 
+// Suite returns the suite that the state is of: bookworm-security. Where the
+// archive was mirrored is not in it.
+func (s Source) Suite() string {
+	_, suite, _ := strings.Cut(s.Name, "_dists_")
+	return strings.TrimSuffix(strings.TrimSuffix(suite, "_InRelease"), "_Release")
+}
+
 // Package is an installed package.
 type Package struct {
-	Name    string `json:"name"`
-	Version string `json:"version"`
-	Arch    string `json:"arch"`
+	Name    string           `json:"name"`
+	Version string           `json:"version"`
+	Arch    string           `json:"arch"`
+	Digest  diskimage.Digest `json:"digest,omitzero"` // of the .deb, as the archive signed it; zero if it gave none
 }
 
 // StepTime is how long a step took.

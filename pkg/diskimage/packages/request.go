@@ -14,9 +14,10 @@ import (
 	"github.com/imgpipe/imgpipe/pkg/diskimage"
 )
 
-// format is the version of everything here that decides what a tree holds. It
-// is part of every key: raise it when the hooks or the environment change.
-const format = 2
+// format is the version of everything here that decides what a tree or its
+// record holds. It is part of every key: raise it when the hooks, the
+// environment or Result change.
+const format = 3
 
 var (
 	reWord    = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._+/-]*$`)

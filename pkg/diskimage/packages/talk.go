@@ -42,6 +42,7 @@ type talk struct {
 
 	stopped  bool // decide said so
 	sources  []Source
+	digests  map[string]diskimage.Digest // of the planned packages, by file name
 	packages []Package
 	kernels  []string
 	done     bool
@@ -84,7 +85,7 @@ func (c *countReader) Read(p []byte) (int, error) {
 }
 
 func newTalk(in io.Reader, out io.WriteCloser, s store) *talk {
-	return &talk{in: bufio.NewReaderSize(in, maxLine), out: out, store: s}
+	return &talk{in: bufio.NewReaderSize(in, maxLine), out: out, store: s, digests: map[string]diskimage.Digest{}}
 }
 
 // run holds the conversation. It returns nil if it came to its end or was
@@ -162,6 +163,7 @@ func (t *talk) sendDebs() error {
 		}
 		u, err := parseURI(rest)
 		plan = append(plan, u)
+		t.digests[u.File] = u.Digest
 		return err
 	}); err != nil {
 		return err
@@ -218,7 +220,7 @@ func (t *talk) finish() error {
 			if f[3] != "installed" {
 				return fmt.Errorf("package %s is left in state %q", f[0], f[3])
 			}
-			t.packages = append(t.packages, Package{f[0], f[1], f[2]})
+			t.packages = append(t.packages, Package{f[0], f[1], f[2], t.digests[debName(f[0], f[1], f[2])]})
 		default:
 			return fmt.Errorf("unexpected word %q", kind)
 		}
@@ -310,6 +312,24 @@ func parseURI(s string) (uri, error) {
 		}
 	}
 	return u, nil
+}
+
+// debName is how apt calls a package's file: NAME_VERSION_ARCH.deb, where "_",
+// ":" and what is no printable character are percent-encoded.
+func debName(name, version, arch string) string {
+	return quoteDeb(name) + "_" + quoteDeb(version) + "_" + quoteDeb(arch) + ".deb"
+}
+
+func quoteDeb(s string) string {
+	var b strings.Builder
+	for i := range len(s) {
+		if c := s[i]; c == '_' || c == ':' || c == '%' || c <= ' ' || c >= 0x7f {
+			fmt.Fprintf(&b, "%%%02x", c)
+		} else {
+			b.WriteByte(c)
+		}
+	}
+	return b.String()
 }
 
 func sameSources(a, b []Source) bool {

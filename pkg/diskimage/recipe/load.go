@@ -11,6 +11,8 @@ import (
 	"slices"
 	"strings"
 	"unicode/utf8"
+
+	"github.com/imgpipe/imgpipe/pkg/diskimage"
 )
 
 // maxFiles bounds the files of one recipe.
@@ -39,7 +41,7 @@ func Load(path string, o Options) (*Recipe, error) {
 	}
 	path = filepath.Clean(path)
 	bad := &mistakes{sources: map[string][]string{}}
-	l := &loader{read: o.ReadFile, bad: bad, seen: map[string]bool{}}
+	l := &loader{read: o.ReadFile, bad: bad, seen: map[string]bool{}, digests: map[string]diskimage.Digest{}}
 	if err := l.load(path, nil); err != nil {
 		return nil, fmt.Errorf("recipe %s: %w", path, err)
 	}
@@ -61,6 +63,7 @@ func Load(path string, o Options) (*Recipe, error) {
 	root.pos = Pos{File: path, Line: 1, Col: 1}
 	r := decode(root, v, bad)
 	r.sources, r.dir = bad.sources, filepath.Dir(path)
+	r.inputs, r.given = l.inputs(r.dir), maps.Clone(o.Set)
 	c := &checker{r: r, stat: o.Stat, bad: bad}
 	c.check()
 	if err := bad.err(); err != nil {
@@ -85,7 +88,8 @@ type loader struct {
 	bad      *mistakes
 	seen     map[string]bool
 	layers   []*node
-	unusable bool // a file is missing or no YAML: what it would say is not known
+	digests  map[string]diskimage.Digest // of the files read, by path
+	unusable bool                        // a file is missing or no YAML: what it would say is not known
 }
 
 // load reads one file and what it extends. chain is the files that led here.
@@ -101,6 +105,7 @@ func (l *loader) load(path string, chain []string) error {
 		l.unusable = true
 		return nil
 	}
+	l.digests[path] = diskimage.DigestOf(data)
 	n := (&reader{file: path, bad: l.bad}).read(data)
 	if n == nil {
 		l.unusable = true
@@ -114,6 +119,19 @@ func (l *loader) load(path string, chain []string) error {
 	}
 	l.layers = append(l.layers, n)
 	return nil
+}
+
+// inputs lists the files that were read, relative to a folder.
+func (l *loader) inputs(dir string) []Input {
+	var out []Input
+	for _, path := range slices.Sorted(maps.Keys(l.digests)) {
+		name := path
+		if rel, err := filepath.Rel(dir, path); err == nil {
+			name = filepath.ToSlash(rel)
+		}
+		out = append(out, Input{name, l.digests[path]})
+	}
+	return out
 }
 
 // extend loads the files that an extends value names.

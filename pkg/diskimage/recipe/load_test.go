@@ -7,10 +7,13 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"testing/fstest"
 	"time"
+
+	"github.com/imgpipe/imgpipe/pkg/diskimage"
 )
 
 // everyKey has every key there is.
@@ -114,7 +117,7 @@ func TestEveryKeyIsDecoded(t *testing.T) {
 		}},
 		Test: Test{Timeout: 90 * time.Minute, Expect: []string{"login:"}, Reject: []string{"Kernel panic", "Failed to start"}},
 	}
-	want.origins, want.sources, want.dir = r.origins, r.sources, r.dir
+	want.origins, want.sources, want.dir, want.inputs, want.given = r.origins, r.sources, r.dir, r.inputs, r.given
 	if !reflect.DeepEqual(r, want) {
 		t.Errorf("got\n%+v\nwant\n%+v", r, want)
 	}
@@ -139,7 +142,7 @@ func TestDefaults(t *testing.T) {
 		}},
 		Test: Test{Timeout: 5 * time.Minute},
 	}
-	want.origins, want.sources, want.dir = r.origins, r.sources, r.dir
+	want.origins, want.sources, want.dir, want.inputs, want.given = r.origins, r.sources, r.dir, r.inputs, r.given
 	if !reflect.DeepEqual(r, want) {
 		t.Errorf("got\n%+v\nwant\n%+v", r, want)
 	}
@@ -281,5 +284,18 @@ func TestSourcesAreFoundBesideTheFileThatNamesThem(t *testing.T) {
 	}
 	if !strings.Contains(string(r.Canonical()), `"source":"../common/motd"`) || strings.Contains(string(r.Canonical()), dir) {
 		t.Errorf("canonical form depends on the folder: %s", r.Canonical())
+	}
+}
+
+func TestInputsAreTheFilesThatWereRead(t *testing.T) {
+	main, base := []byte("extends: [../base.yaml]\n"), []byte(okRecipe)
+	files := fstest.MapFS{"r/main.yaml": {Data: main}, "base.yaml": {Data: base}}
+	r, err := loadFS(files, "r/main.yaml", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []Input{{"../base.yaml", diskimage.DigestOf(base)}, {"main.yaml", diskimage.DigestOf(main)}}
+	if got := r.Inputs(); !slices.Equal(got, want) {
+		t.Errorf("got %v, want %v", got, want)
 	}
 }

@@ -66,7 +66,7 @@ func TestWhatShowPrintsMeansTheSame(t *testing.T) {
 	if !bytes.Equal(r.Canonical(), again.Canonical()) {
 		t.Errorf("got\n%s\nwant\n%s", again.Canonical(), r.Canonical())
 	}
-	again.origins, again.sources = r.origins, r.sources
+	again.origins, again.sources, again.inputs = r.origins, r.sources, r.inputs
 	if !reflect.DeepEqual(r, again) {
 		t.Errorf("got\n%+v\nwant\n%+v", again, r)
 	}

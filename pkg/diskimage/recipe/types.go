@@ -1,6 +1,13 @@
 package recipe
 
-import "time"
+import (
+	"maps"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"github.com/imgpipe/imgpipe/pkg/diskimage"
+)
 
 // Recipe is what an image is to be: resolved (extends merged, variables put in,
 // defaults filled) and valid. Field names in errors and in Pos are the YAML
@@ -31,6 +38,29 @@ type Recipe struct {
 	origins map[string]Pos      // by field: where its value was written; a default has none
 	sources map[string][]string // the lines of every file read, for excerpts
 	dir     string              // the folder of the recipe: sources are shown relative to it
+	inputs  []Input
+	given   map[string]string
+}
+
+// Input is a file that a recipe was read from.
+type Input struct {
+	Name   string           // relative to the folder of the recipe
+	Digest diskimage.Digest // of its bytes
+}
+
+// Inputs returns the recipe's file and those that it extends, by name.
+func (r *Recipe) Inputs() []Input { return slices.Clone(r.inputs) }
+
+// Given returns the variables that Options.Set set.
+func (r *Recipe) Given() map[string]string { return maps.Clone(r.given) }
+
+// Relative returns a path of this host, such as a File's Source, as the recipe
+// would name it: relative to its folder where it can be.
+func (r *Recipe) Relative(path string) string {
+	if rel, err := filepath.Rel(r.dir, path); err == nil {
+		return filepath.ToSlash(rel)
+	}
+	return path
 }
 
 // KindDiskImage is the kind of a recipe for a disk image.

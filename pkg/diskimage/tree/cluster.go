@@ -65,6 +65,22 @@ type owners struct {
 	byPath   map[string]string // clean path to package, or several
 }
 
+// Owners returns a function that says which package has a path, by the name that
+// /var/lib/dpkg/info/*.list are called after: "" for what no package has, and for
+// what several have, as most directories.
+func Owners(t *Tree) (func(path string) string, error) {
+	o, err := readOwners(t)
+	if err != nil {
+		return nil, err
+	}
+	return func(p string) string {
+		if owner := o.byPath[p]; owner != several {
+			return owner
+		}
+		return ""
+	}, nil
+}
+
 // several is the owner of what more than one package has; no package is so called.
 const several = "/"
 

@@ -35,9 +35,13 @@ func Reset() Action {
 	return func(http.ResponseWriter, *http.Request, http.Handler) { panic(http.ErrAbortHandler) }
 }
 
-// Silence gives no answer until the client gives up.
+// Silence takes the request, and gives no answer until the client gives up.
 func Silence() Action {
-	return func(_ http.ResponseWriter, r *http.Request, _ http.Handler) { <-r.Context().Done() }
+	return func(_ http.ResponseWriter, r *http.Request, _ http.Handler) {
+		io.Copy(io.Discard, r.Body) // else the server does not notice that the client went
+		<-r.Context().Done()
+		panic(http.ErrAbortHandler)
+	}
 }
 
 // Meanwhile does something to the registry, then lets it serve.

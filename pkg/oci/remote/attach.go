@@ -23,12 +23,12 @@ import (
 // (its answer says so), else because the index under the tag sha256-HEX lists it.
 //
 // That index is read, changed and written back, and no registry does this as one
-// step. So it is read again, several times over a while that grows with the time
-// the registry takes; entries that vanished are put back, ours and all others
-// that were ever seen. An entry is lost only if another client writes an index
-// that it read before ours was there, after our last look: after at least three
-// looks, the last of them 350 ms to 1 s and 4 of the slowest round trips after
-// our write with the default Backoff. Attaches through one Client do not race.
+// step. So it is looked at again three times, after pauses that grow with the
+// time the registry takes, and written anew until it holds our entry and all
+// others that were ever seen in it. An entry can still be lost, if a client
+// writes an index that it read before ours was there, after our last look: 0.7
+// to 1.4 s with the default Backoff, and at least 3 of the slowest reads and
+// writes, after our last write. Attaches through one Client do not race.
 func (r *Repo) PushManifest(ctx context.Context, reference string, mediaType types.MediaType, body []byte) (v1.Descriptor, error) {
 	if len(body) > maxManifest {
 		return v1.Descriptor{}, fmt.Errorf("manifest of %d bytes, at most %d are allowed", len(body), maxManifest)
@@ -53,7 +53,11 @@ func (r *Repo) PushManifest(ctx context.Context, reference string, mediaType typ
 			return desc, fmt.Errorf("%v: %w", r, err)
 		}
 	}
-	ans, err := r.put(ctx, reference, string(mediaType), body, "")
+	var ans *answer
+	err = r.c.retry(ctx, func() (err error) {
+		ans, err = r.put(ctx, reference, string(mediaType), body, "")
+		return err
+	})
 	if err != nil {
 		return desc, err
 	}
@@ -67,25 +71,22 @@ func (r *Repo) PushManifest(ctx context.Context, reference string, mediaType typ
 	return desc, r.attach(ctx, subject, desc)
 }
 
-// put writes a manifest, with If-Match where etag is given.
-func (r *Repo) put(ctx context.Context, reference, mediaType string, body []byte, etag string) (ans *answer, err error) {
+// put writes a manifest, once, with If-Match where etag is given.
+func (r *Repo) put(ctx context.Context, reference, mediaType string, body []byte, etag string) (*answer, error) {
 	a := ask{method: http.MethodPut, path: "manifests/" + reference, scopes: []string{r.home.scope("pull,push")},
 		header: http.Header{"Content-Type": {mediaType}}, length: int64(len(body)), body: bytesBody(body)}
 	if etag != "" {
 		a.header.Set("If-Match", etag)
 	}
-	err = r.c.retry(ctx, func() error {
-		ans, _, err = r.home.small(ctx, a, maxErrorBody, http.StatusCreated, http.StatusOK, http.StatusAccepted, http.StatusNoContent)
-		if err != nil {
-			return err
-		}
-		want := diskimage.DigestOf(body).String()
-		if got := ans.Header.Get("Docker-Content-Digest"); got != "" && got != want {
-			return ans.fail(fmt.Errorf("stored %v as %v", want, clean(got, "")))
-		}
-		return nil
-	})
-	return ans, err
+	ans, _, err := r.home.small(ctx, a, maxErrorBody, http.StatusCreated, http.StatusOK, http.StatusAccepted, http.StatusNoContent)
+	if err != nil {
+		return nil, err
+	}
+	want := diskimage.DigestOf(body).String()
+	if got := ans.Header.Get("Docker-Content-Digest"); got != "" && got != want {
+		return nil, ans.fail(fmt.Errorf("stored %v as %v", want, clean(got, "")))
+	}
+	return ans, nil
 }
 
 // maxRewrites bounds how often one attach writes the index anew.
@@ -101,8 +102,10 @@ type attaches struct {
 type attaching struct {
 	turn  chan struct{}
 	users int
-	seen  entries       // that must not vanish: ours, and what was read
-	slow  time.Duration // the slowest round trip
+	slow  time.Duration // the slowest reading and writing; the turn guards it
+
+	mu   sync.Mutex
+	seen entries // that must not vanish: ours, and what was read
 }
 
 func (a *attaches) enter(key string) *attaching {
@@ -142,15 +145,19 @@ func (r *Repo) attach(ctx context.Context, subject diskimage.Digest, desc v1.Des
 	if err != nil {
 		return err
 	}
-	rewrites := 0
+	t.mu.Lock()
+	t.seen[desc.Digest] = raw // whoever writes next writes this, too
+	t.mu.Unlock()
+	rewrites, slow := 0, time.Duration(0)
 	for look := 0; look <= 3; look++ {
 		if look > 0 {
-			pause := max(r.c.o.Backoff/2<<look, t.slow<<(look-1))
+			pause := max(r.c.o.Backoff/2<<look, slow<<(look-1))
 			if err := sleep(ctx, jitter(pause)); err != nil {
 				return err
 			}
 		}
-		wrote, err := r.settle(ctx, t, subject, desc.Digest, raw)
+		var wrote bool
+		wrote, slow, err = r.settle(ctx, t, subject)
 		if err != nil {
 			return fmt.Errorf("list %v among the referrers of %v: %w", desc.Digest, subject, err)
 		}
@@ -164,41 +171,53 @@ func (r *Repo) attach(ctx context.Context, subject diskimage.Digest, desc v1.Des
 	return nil
 }
 
-// settle reads the index and writes it anew if anything that was seen is not in it.
-func (r *Repo) settle(ctx context.Context, t *attaching, subject diskimage.Digest, digest v1.Hash, raw json.RawMessage) (wrote bool, err error) {
+// settle reads the index and writes it anew if anything that was seen is not in
+// it. It returns the slowest time that this took so far.
+func (r *Repo) settle(ctx context.Context, t *attaching, subject diskimage.Digest) (wrote bool, slow time.Duration, err error) {
 	select {
 	case t.turn <- struct{}{}:
 		defer func() { <-t.turn }()
 	case <-ctx.Done():
-		return false, context.Cause(ctx)
+		return false, 0, context.Cause(ctx)
 	}
-	if t.seen[digest] == nil {
-		t.seen[digest] = raw
-	}
-	for n := 0; ; n++ {
+	for again := (tries{c: r.c}); ; {
 		begin := time.Now()
-		x, etag, err := r.referrersIndex(ctx, subject)
-		if err != nil {
-			return false, err
-		}
-		changed := x.add(t.seen)
-		if !changed {
-			return wrote, nil
-		}
-		b, err := x.bytes()
-		if err != nil {
-			return false, err
-		}
-		_, err = r.put(ctx, referrersTag(subject), string(types.OCIImageIndex), b, etag)
+		wrote, err := r.rewrite(ctx, t, subject)
 		t.slow = max(t.slow, time.Since(begin))
-		if e, ok := errors.AsType[*Error](err); ok && e.Status == http.StatusPreconditionFailed && n < maxRewrites {
-			if err := sleep(ctx, jitter(r.c.o.Backoff)); err != nil {
-				return false, err
-			}
-			continue
+		if err == nil {
+			return wrote, t.slow, nil
 		}
-		return true, err
+		// What was read may be out of date by the time of the next try: it begins
+		// with reading.
+		if e, ok := errors.AsType[*Error](err); ok && e.Status == http.StatusPreconditionFailed {
+			err = again.pause(ctx, err)
+		} else {
+			err = again.again(ctx, err)
+		}
+		if err != nil {
+			return false, t.slow, err
+		}
 	}
+}
+
+// rewrite reads the index once, and writes it once if it lacks anything.
+func (r *Repo) rewrite(ctx context.Context, t *attaching, subject diskimage.Digest) (wrote bool, err error) {
+	x, etag, err := r.referrersIndex(ctx, subject)
+	if err != nil {
+		return false, err
+	}
+	t.mu.Lock()
+	changed := x.add(t.seen)
+	t.mu.Unlock()
+	if !changed {
+		return false, nil
+	}
+	b, err := x.bytes()
+	if err != nil {
+		return false, err
+	}
+	_, err = r.put(ctx, referrersTag(subject), string(types.OCIImageIndex), b, etag)
+	return true, err
 }
 
 // entries are the members of an index's manifests by digest, as they were read.
@@ -216,12 +235,7 @@ const maxReferrers = 1000
 
 // referrersIndex reads the index of a subject's referrers, empty if there is none.
 func (r *Repo) referrersIndex(ctx context.Context, subject diskimage.Digest) (*index, string, error) {
-	var b []byte
-	var etag string
-	err := r.c.retry(ctx, func() (err error) {
-		b, _, etag, err = r.home.manifest(ctx, referrersTag(subject), diskimage.Digest{})
-		return err
-	})
+	b, _, etag, err := r.home.manifest(ctx, referrersTag(subject), diskimage.Digest{})
 	if IsNotFound(err) {
 		return &index{fields: map[string]json.RawMessage{"schemaVersion": json.RawMessage("2"),
 			"mediaType": json.RawMessage(`"` + string(types.OCIImageIndex) + `"`)}, has: map[v1.Hash]bool{}}, "", nil

@@ -21,9 +21,10 @@ import (
 // are not compared with anything: see Distrust.
 //
 // A registry that does not know ranges sends the whole blob each time. Its
-// answer is kept when the reader is closed, up to four of a blob and as long as
-// Options.Stall, and the next reader that begins there or later goes on with it:
-// k readers that walk through a blob together cost k transfers, not one a range.
+// answer is kept when the reader is closed, as long as Options.Stall and up to a
+// quarter of Options.Conns of them, and the next reader that begins there or
+// later goes on with it: k readers that walk through a blob together cost k
+// transfers, not one a range.
 func (r *Repo) Blob(ctx context.Context, d v1.Descriptor, off, n int64) (io.ReadCloser, error) {
 	digest, err := diskimage.ParseDigest(d.Digest.String())
 	if err != nil {
@@ -104,9 +105,9 @@ func (b *Reader) Read(p []byte) (int, error) {
 		}
 		if !done && err != nil {
 			if err == io.EOF {
-				err = fmt.Errorf("the body ends %d bytes early: %w", b.extent.End()-b.pos, io.ErrUnexpectedEOF)
+				err = io.ErrUnexpectedEOF
 			}
-			b.broken = b.body.fail(err)
+			b.broken = b.body.fail(fmt.Errorf("at byte %d: %w", b.pos, err))
 		}
 		if n > 0 {
 			return n, nil
@@ -146,7 +147,7 @@ func (b *Reader) open() error {
 	if b.from == nil {
 		b.from = make(map[*source]bool)
 	}
-	for p := b.state.unpark(b.pos); p != nil; p = b.state.unpark(b.pos) {
+	for p := b.r.c.unpark(b.state, b.pos); p != nil; p = b.r.c.unpark(b.state, b.pos) {
 		p.body.unbind = context.AfterFunc(b.ctx, p.body.cancel)
 		if _, err := io.CopyN(io.Discard, p.body.Body, b.pos-p.pos); err == nil {
 			b.body = p.body
@@ -297,6 +298,9 @@ func (b *Reader) Distrust() {
 		return
 	}
 	b.state.distrust(b.from, b.r.sources)
+	for p := b.r.c.unpark(b.state, b.size); p != nil; p = b.r.c.unpark(b.state, b.size) {
+		p.body.Close()
+	}
 	b.drop()
 	if b.err == nil {
 		b.err = b.failed(blob.ErrCorrupt)
@@ -314,7 +318,7 @@ func (b *Reader) Close() error {
 	switch {
 	case body == nil:
 	case b.broken == nil && body.whole && b.pos < b.size && body.unbind():
-		b.state.park(body, b.pos, b.r.c.o.Stall)
+		b.r.c.park(b.state, body, b.pos)
 	default:
 		if b.pos == b.extent.End() {
 			body.Body.Read(make([]byte, 1)) // the end of a chunked one, so that its connection can serve again

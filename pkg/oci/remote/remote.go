@@ -48,7 +48,9 @@ type Options struct {
 	RootCAs   *x509.CertPool    // nil: the system's
 	PlainHTTP bool              // plain HTTP also to hosts that are not loopback
 	Transport http.RoundTripper // nil: one of its own, with the proxy that the environment names
-	Conns     int               // connections a host of the own transport; 0: 16
+	// Conns bounds the connections a host of the own transport; 0: 32. It must
+	// exceed what the caller keeps open at once, bodies and uploads together.
+	Conns int
 
 	// Mirrors are asked before the registry for blobs and for manifests by
 	// digest: "HOST[:PORT][/PREFIX]", where PREFIX goes before the repository's
@@ -74,6 +76,7 @@ type Client struct {
 	hosts map[string]*host
 
 	attaching attaches
+	parking   parking
 }
 
 // New returns a client. It contacts nobody.
@@ -82,7 +85,7 @@ func New(o Options) *Client {
 		o.Keychain = authn.DefaultKeychain
 	}
 	if o.Conns <= 0 {
-		o.Conns = 16
+		o.Conns = 32
 	}
 	if o.Stall <= 0 {
 		o.Stall = 30 * time.Second
@@ -120,9 +123,11 @@ func newTransport(o Options) *http.Transport {
 		MaxConnsPerHost:     o.Conns,
 		MaxIdleConnsPerHost: o.Conns,
 		IdleConnTimeout:     90 * time.Second,
-		ReadBufferSize:      64 << 10,
-		WriteBufferSize:     64 << 10,
-		DisableCompression:  true, // a blob is its bytes
+		// For uploads that go on after a cut; no other request waits for it.
+		ExpectContinueTimeout: time.Second,
+		ReadBufferSize:        64 << 10,
+		WriteBufferSize:       64 << 10,
+		DisableCompression:    true, // a blob is its bytes
 	}
 }
 
@@ -154,7 +159,7 @@ func (c *Client) Repo(registry, repository string) (*Repo, error) {
 	}
 	r := &Repo{c: c, home: home}
 	for _, m := range c.o.Mirrors {
-		host, prefix, _ := strings.Cut(strings.Trim(m, "/"), "/")
+		host, prefix, _ := strings.Cut(strings.TrimSuffix(m, "/"), "/")
 		s, err := c.source(host, prefix, repository)
 		if err != nil {
 			return nil, fmt.Errorf("mirror %q: %w", m, err)
@@ -203,7 +208,7 @@ func (c *Client) source(registry, prefix, repository string) (*source, error) {
 	defer c.mu.Unlock()
 	h := c.hosts[reg.RegistryStr()]
 	if h == nil {
-		h = &host{c: c, reg: reg, turn: make(chan struct{}, 1), tokens: make(map[string]token)}
+		h = &host{c: c, reg: reg, turn: make(chan struct{}, 1), tokens: make(map[string]token), failures: make(map[string]failure)}
 		c.hosts[reg.RegistryStr()] = h
 	}
 	return &source{host: h, name: repository}, nil

@@ -1,6 +1,7 @@
 package remote
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -53,6 +54,14 @@ func (a *answer) drain() {
 	a.Body.Close()
 }
 
+// detach reads the answer's body, at most maxErrorBody of it, and gives its
+// connection back.
+func (a *answer) detach() {
+	b, _ := io.ReadAll(io.LimitReader(a.Body, maxErrorBody)) // a cut one says what it can
+	a.Body.Close()
+	a.Body = io.NopCloser(bytes.NewReader(b))
+}
+
 // send sends a request once: with credentials where it goes to the source's
 // own host, and once more where the token was refused. Redirects are returned.
 func (s *source) send(ctx context.Context, a ask) (*answer, error) {
@@ -86,6 +95,7 @@ func (s *source) send(ctx context.Context, a ask) (*answer, error) {
 		if !home || again || resp.StatusCode != http.StatusUnauthorized && resp.StatusCode != http.StatusForbidden {
 			return ans, nil
 		}
+		ans.detach() // its connection may be the one that the token is asked over
 		if scopes, err = s.refused(ctx, resp, scopes); err == nil {
 			var fresh string
 			fresh, err = s.authorization(ctx, scopes, auth)
@@ -94,7 +104,6 @@ func (s *source) send(ctx context.Context, a ask) (*answer, error) {
 			}
 			auth = fresh
 		}
-		ans.drain()
 		if err != nil {
 			return nil, s.named(err)
 		}
@@ -104,7 +113,9 @@ func (s *source) send(ctx context.Context, a ask) (*answer, error) {
 // named adds the repository to a handshake's error.
 func (s *source) named(err error) error {
 	if e, ok := errors.AsType[*Error](err); ok && e.Repository == "" {
-		e.Repository = s.name
+		c := *e // others may be told of it, too
+		c.Repository = s.name
+		return &c
 	}
 	return err
 }

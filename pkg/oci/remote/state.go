@@ -14,8 +14,6 @@ const (
 	// targetAge is how long a redirect is used again: signed ones live longer,
 	// and one that expired before is asked for anew.
 	targetAge = 5 * time.Minute
-	// maxParked is how many half-read answers are kept of one blob.
-	maxParked = 4
 )
 
 // blobStates is what a Repo remembers of blobs, at most maxBlobStates of them.
@@ -48,13 +46,12 @@ func (b *blobStates) of(h v1.Hash) *blobState {
 
 // blobState is what is remembered of one blob.
 type blobState struct {
-	mu     sync.Mutex
-	at     map[*source]*remembered
-	parked []*parked
+	mu sync.Mutex
+	at map[*source]*remembered
 }
 
 type remembered struct {
-	missing  bool // the source said so
+	refused  bool // the source does not have it, or does not give it
 	bad      bool // its bytes were wrong
 	noRanges bool // it answered 416 to one that lies in the blob
 	target   *url.URL
@@ -75,7 +72,7 @@ func (b *blobState) with(s *source, f func(*remembered)) {
 // doubts ranks a source by what speaks against it.
 func (b *blobState) doubts(s *source) (rank int) {
 	b.with(s, func(m *remembered) {
-		if m.missing {
+		if m.refused {
 			rank += 4
 		}
 		if m.bad {
@@ -85,7 +82,7 @@ func (b *blobState) doubts(s *source) (rank int) {
 	return rank
 }
 
-func (b *blobState) missingAt(s *source) { b.with(s, func(m *remembered) { m.missing = true }) }
+func (b *blobState) refusedBy(s *source) { b.with(s, func(m *remembered) { m.refused = true }) }
 
 // target returns where s redirected to for the blob a short while ago.
 func (b *blobState) target(s *source) (u *url.URL) {
@@ -109,10 +106,6 @@ func (b *blobState) distrust(from map[*source]bool, all []*source) {
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	for _, p := range b.parked {
-		go p.close()
-	}
-	b.parked = nil
 	for _, s := range all {
 		if m := b.at[s]; m == nil || !m.bad {
 			return
@@ -123,60 +116,62 @@ func (b *blobState) distrust(from map[*source]bool, all []*source) {
 	}
 }
 
-// parked is the answer of a registry without ranges, read up to pos. The next
-// range that begins there or later goes on with it, so that the blob is not
-// sent from its start for each range. It is closed after the time of a stall.
+// parking holds answers of registries without ranges that were read up to
+// somewhere. The next range of the blob that begins there or later goes on with
+// one, so that the blob is not sent from its start for each range. They hold
+// connections: there are few, the oldest makes room, and none stays for longer
+// than a stall.
+type parking struct {
+	mu   sync.Mutex
+	list []*parked // oldest first
+}
+
 type parked struct {
+	blob  *blobState
 	body  *stream
 	pos   int64
 	timer *time.Timer
 }
 
-func (p *parked) close() {
-	p.timer.Stop()
-	p.body.Close()
-}
-
 // park keeps a half-read answer.
-func (b *blobState) park(body *stream, pos int64, idle time.Duration) {
-	p := &parked{body: body, pos: pos}
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	p.timer = time.AfterFunc(idle, func() { b.expire(p) })
-	b.parked = append(b.parked, p)
-	if len(b.parked) > maxParked {
-		go b.parked[0].close()
-		b.parked = b.parked[1:]
+func (c *Client) park(b *blobState, body *stream, pos int64) {
+	p := &parked{blob: b, body: body, pos: pos}
+	k := &c.parking
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	p.timer = time.AfterFunc(c.o.Stall, func() {
+		if k.remove(func(q *parked) bool { return p == q }) != nil {
+			p.body.Close()
+		}
+	})
+	if len(k.list) >= max(c.o.Conns/4, 1) {
+		k.list[0].timer.Stop()
+		k.list[0].body.Close()
+		k.list = k.list[1:]
 	}
+	k.list = append(k.list, p)
 }
 
-func (b *blobState) expire(p *parked) {
-	b.mu.Lock()
-	i := slices.Index(b.parked, p)
-	if i >= 0 {
-		b.parked = append(b.parked[:i:i], b.parked[i+1:]...)
-	}
-	b.mu.Unlock()
-	if i >= 0 {
-		p.body.Close()
-	}
-}
-
-// unpark returns the answer that is nearest before pos, or nil.
-func (b *blobState) unpark(pos int64) *parked {
-	b.mu.Lock()
-	defer b.mu.Unlock()
+// remove takes out the best of those that match: the furthest.
+func (k *parking) remove(match func(*parked) bool) *parked {
+	k.mu.Lock()
+	defer k.mu.Unlock()
 	best := -1
-	for i, p := range b.parked {
-		if p.pos <= pos && (best < 0 || p.pos > b.parked[best].pos) {
+	for i, p := range k.list {
+		if match(p) && (best < 0 || p.pos > k.list[best].pos) {
 			best = i
 		}
 	}
 	if best < 0 {
 		return nil
 	}
-	p := b.parked[best]
+	p := k.list[best]
 	p.timer.Stop()
-	b.parked = append(b.parked[:best:best], b.parked[best+1:]...)
+	k.list = slices.Delete(k.list, best, best+1)
 	return p
+}
+
+// unpark returns the answer that is nearest before pos, or nil.
+func (c *Client) unpark(b *blobState, pos int64) *parked {
+	return c.parking.remove(func(p *parked) bool { return p.blob == b && p.pos <= pos })
 }

@@ -12,10 +12,11 @@ import (
 
 // Mistake is one thing that is wrong with a policy.
 type Mistake struct {
-	File      string
-	Line, Col int
-	Field     string // "repositories[1].keys"; "" for the file
-	Problem   string
+	File    string `json:"file"`
+	Line    int    `json:"line"`
+	Col     int    `json:"column"`
+	Field   string `json:"field,omitempty"` // "repositories[1].keys"; "" for the file
+	Problem string `json:"problem"`
 }
 
 func (m Mistake) Error() string {
@@ -36,6 +37,9 @@ func (e *PolicyError) Error() string {
 	}
 	return strings.Join(lines, "\n")
 }
+
+// Details returns the mistakes, for programs.
+func (e *PolicyError) Details() any { return e.Mistakes }
 
 // ParsePolicy reads a policy. file is its path, for messages and because paths
 // of keys and layouts in it are relative to its directory; read reads a key's

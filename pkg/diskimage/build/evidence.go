@@ -1,0 +1,213 @@
+package build
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"path"
+	"path/filepath"
+	"strings"
+
+	"github.com/imgpipe/imgpipe/pkg/diskimage"
+	"github.com/imgpipe/imgpipe/pkg/diskimage/boot"
+	"github.com/imgpipe/imgpipe/pkg/diskimage/evidence"
+	"github.com/imgpipe/imgpipe/pkg/diskimage/packages"
+	"github.com/imgpipe/imgpipe/pkg/diskimage/recipe"
+	"github.com/imgpipe/imgpipe/pkg/diskimage/tree"
+)
+
+// made is what Contents and Origin look at again.
+type made struct {
+	recipe   *recipe.Recipe
+	packages *packages.Result
+	kernel   boot.Kernel
+	uki      diskimage.Disk
+	trees    []*tree.Tree // of the recipe's partitions, nil for none
+	sources  []source
+
+	// As the package manager left it: the recipe may have removed copyright files
+	// and the package database from the image.
+	installed *tree.Tree
+	database  *evidence.Database // of installed, once it was asked for
+}
+
+// read reads the package database.
+func (im *Image) read() error {
+	m := &im.made
+	if m.database != nil {
+		return nil
+	}
+	if m.installed == nil || len(im.files) == 0 {
+		return errors.New("evidence: not kept (Options.Evidence), or the image is closed")
+	}
+	db, err := evidence.ReadDatabase(m.installed)
+	if err != nil {
+		return fmt.Errorf("evidence: %w", err)
+	}
+	type key struct{ name, version, arch string }
+	digests := map[key]diskimage.Digest{}
+	for _, p := range m.packages.Packages {
+		digests[key{p.Name, p.Version, p.Arch}] = p.Digest
+	}
+	for i := range db.Packages {
+		p := &db.Packages[i]
+		p.Archive = digests[key{p.Name, p.Version, p.Arch}]
+	}
+	m.database = db
+	return nil
+}
+
+// Contents returns what the image is made of, for evidence.SBOM; the caller adds
+// the disk digest and its own name. With files it reads and hashes every file of
+// the image, on so many workers. It wants Options.Evidence, and comes before Close.
+func (im *Image) Contents(ctx context.Context, files bool, workers int) (*evidence.Contents, error) {
+	if err := im.read(); err != nil {
+		return nil, err
+	}
+	m, r := &im.made, im.made.recipe
+	c := &evidence.Contents{
+		Image:    evidence.Image{Name: r.Name, Version: r.Release, Flavour: r.Flavour, Arch: r.Arch, Epoch: r.Epoch},
+		Recipe:   diskimage.DigestOf(r.Canonical()),
+		Database: m.database,
+	}
+	owner, err := tree.Owners(m.installed)
+	if err != nil {
+		return nil, fmt.Errorf("evidence: %w", err)
+	}
+	h := sha256.New()
+	if _, err := io.Copy(h, io.NewSectionReader(m.uki, 0, m.uki.Size())); err != nil {
+		return nil, fmt.Errorf("evidence: the boot program: %w", err)
+	}
+	c.Boot = &evidence.Boot{Path: efiPrograms[r.Arch], Kernel: m.kernel.Version, SHA256: diskimage.Digest(h.Sum(nil))}
+	for _, p := range []string{m.kernel.Image, m.kernel.Stub} {
+		if name := owner(p); name != "" {
+			c.Boot.From = append(c.Boot.From, name)
+		}
+	}
+	if files {
+		whole, err := im.whole()
+		if err != nil {
+			return nil, fmt.Errorf("evidence: %w", err)
+		}
+		if c.Files, err = evidence.HashFiles(ctx, whole, owner, workers); err != nil {
+			return nil, fmt.Errorf("evidence: %w", err)
+		}
+	}
+	return c, nil
+}
+
+// whole is the image as it looks when all is mounted. The EFI system partition
+// and the config volume are not in it.
+func (im *Image) whole() (*tree.Tree, error) {
+	var out *tree.Tree
+	parts := im.made.recipe.Disk.Partitions
+	for i, p := range parts {
+		if p.Type == string(diskimage.RoleRoot) {
+			out = im.made.trees[i].Clone()
+		}
+	}
+	if out == nil {
+		return nil, errors.New("no root")
+	}
+	for i, p := range parts {
+		if p.Type != string(diskimage.RoleData) || p.Mount == "" || im.made.trees[i] == nil {
+			continue
+		}
+		for e := range im.made.trees[i].All() {
+			if err := out.Put(path.Join(p.Mount, e.Path), e.Inode); err != nil {
+				return nil, err
+			}
+		}
+	}
+	return out, nil
+}
+
+// Origin returns how the image came about, for evidence.Provenance, as far as
+// the build knows; the caller adds who builds, when, and how it compressed. The
+// recipe's sources are read again; one that has changed since is an error. It wants
+// Options.Evidence, and comes before Close.
+func (im *Image) Origin(ctx context.Context, workers int) (*evidence.Origin, error) {
+	if err := im.read(); err != nil {
+		return nil, err
+	}
+	m, r := &im.made, im.made.recipe
+	o := &evidence.Origin{
+		Set: r.Given(), Database: m.database, Resolved: diskimage.DigestOf(r.Canonical()),
+		Packages: &evidence.PackageRun{Mode: m.packages.Mode, FromCache: m.packages.FromCache, Tree: m.packages.Digest},
+		Versions: map[string]string{},
+	}
+	for _, in := range r.Inputs() {
+		o.Inputs = append(o.Inputs, evidence.Input(in))
+	}
+	for _, s := range m.packages.Sources {
+		o.Archives = append(o.Archives, evidence.Archive{Suite: s.Suite(), Digest: s.Digest})
+	}
+	if !m.packages.Keyring.IsZero() {
+		o.Inputs = append(o.Inputs, evidence.Input{Name: keyringName(r), Digest: m.packages.Keyring})
+	}
+	for _, s := range m.sources {
+		files, err := evidence.HashFiles(ctx, s.tree, func(string) string { return "" }, workers)
+		if err != nil {
+			return nil, fmt.Errorf("evidence: %s: %w", s.name, err)
+		}
+		for _, f := range files {
+			o.Inputs = append(o.Inputs, evidence.Input{Name: path.Join(s.name, f.Path), Digest: f.SHA256})
+		}
+	}
+	if name, version, ok := strings.Cut(m.packages.Tool, " "); ok {
+		o.Versions[name] = version
+	}
+	return o, nil
+}
+
+// keyringName is what the keys of the archive are called: by their place beside
+// the recipe, or by the name of the host's file.
+func keyringName(r *recipe.Recipe) string {
+	switch k := r.Base.Debian.Keyring; {
+	case k == "":
+		return "debian-archive-keyring.gpg"
+	case filepath.IsAbs(k):
+		return filepath.Base(k)
+	default:
+		return r.Relative(k)
+	}
+}
+
+// source is a file or directory beside the recipe, listed when it was put into
+// the tree: reading what has changed since is an error.
+type source struct {
+	name string // as the recipe has it; of a file, its folder
+	tree *tree.Tree
+}
+
+// listSources lists the recipe's sources.
+func listSources(r *recipe.Recipe) ([]source, error) {
+	var out []source
+	for _, f := range r.Files {
+		if f.Source == "" {
+			continue
+		}
+		name, err := filepath.EvalSymlinks(f.Source)
+		if err != nil {
+			return nil, err
+		}
+		n, err := tree.FromFile(name, tree.DirOptions{})
+		if err != nil {
+			return nil, err
+		}
+		s := source{name: r.Relative(f.Source)}
+		if n.Kind == tree.Dir {
+			s.tree, err = tree.FromDir(name, tree.DirOptions{})
+		} else {
+			s.name, s.tree = path.Dir(s.name), tree.New()
+			err = s.tree.Put(path.Base(f.Source), n)
+		}
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, s)
+	}
+	return out, nil
+}

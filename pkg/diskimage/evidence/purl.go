@@ -1,0 +1,57 @@
+package evidence
+
+import (
+	"fmt"
+	"strings"
+)
+
+// PURL returns the package URL of a Debian package:
+//
+//	pkg:deb/debian/openssh-server@1:9.2p1-2%2Bdeb12u7?arch=amd64&distro=debian-12&upstream=openssh
+//
+// (package-url specification, type deb). upstream, which scanners look for, names
+// the source package where it has another name or version.
+func (p *Package) PURL(os OS) string {
+	vendor := os.ID
+	if vendor == "" {
+		vendor = "debian"
+	}
+	var b strings.Builder
+	b.WriteString("pkg:deb/" + escape(vendor) + "/" + escape(strings.ToLower(p.Name)) + "@" + escape(p.Version))
+	sep := "?"
+	for _, q := range []struct{ key, value string }{ // in the order of their keys
+		{"arch", p.Arch}, {"distro", os.Distro()}, {"upstream", p.upstream()},
+	} {
+		if q.value != "" {
+			b.WriteString(sep + q.key + "=" + escape(q.value))
+			sep = "&"
+		}
+	}
+	return b.String()
+}
+
+func (p *Package) upstream() string {
+	switch {
+	case p.SourceVersion != "" && p.SourceVersion != p.Version:
+		return p.Source + "@" + p.SourceVersion
+	case p.Source != p.Name:
+		return p.Source
+	}
+	return ""
+}
+
+// escape percent-encodes all but letters, digits, ".", "-", "_", "~" and the
+// colon (package-url specification, character encoding).
+func escape(s string) string {
+	var b strings.Builder
+	for i := range len(s) {
+		c := s[i]
+		switch {
+		case 'a' <= c && c <= 'z', 'A' <= c && c <= 'Z', '0' <= c && c <= '9', strings.IndexByte(".-_~:", c) >= 0:
+			b.WriteByte(c)
+		default:
+			fmt.Fprintf(&b, "%%%02X", c)
+		}
+	}
+	return b.String()
+}
