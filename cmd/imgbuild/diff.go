@@ -72,6 +72,8 @@ type comparison struct {
 	Packages    []diff.PackageChange `json:"packages,omitempty"`
 	Filesystems []diff.Filesystem    `json:"filesystems,omitempty"`
 	Read        reading              `json:"read"`
+
+	packaged bool // at least one says what packages it has
 }
 
 type side struct {
@@ -108,10 +110,11 @@ func compare(c *cli.Context, a, b *oci.Artifact) (*comparison, error) {
 	changes := diff.Indexes(a.Index(), b.Index())
 	d.Fetch = fetch{Fetch: changes.Count(b.Index()), Metadata: b.MetadataSize()}
 	d.Read.Metadata = a.MetadataSize() + b.MetadataSize()
-	partitions := diff.Tables(a.Table(), b.Table())
+	partitions := diff.Tables(tableOf(a), tableOf(b))
 	changes.Locate(b.Index(), partitions)
 	d.Partitions = slices.DeleteFunc(partitions, func(p diff.Partition) bool { return p.Change == diff.Same })
-	d.Packages = diff.Packages(packagesOf(a), packagesOf(b))
+	was, is := packagesOf(a), packagesOf(b)
+	d.Packages, d.packaged = diff.Packages(was, is), len(was)+len(is) > 0
 	if c.Bool("moved") {
 		m, err := changes.MovedChunks(b.Index(), blockMap(c, a), blockMap(c, b))
 		if err != nil {
@@ -135,7 +138,20 @@ func blockMap(c *cli.Context, a *oci.Artifact) diff.BlockMap {
 }
 
 func imageOf(c *cli.Context, a *oci.Artifact) diff.Image {
-	return diff.Image{Index: a.Index(), Table: a.Table(), Read: func(numbers []int, keep func(int, []byte)) error { return a.ReadChunks(c.Context, numbers, keep) }}
+	return diff.Image{Index: a.Index(), Table: tableOf(a), Read: func(numbers []int, keep func(int, []byte)) error { return a.ReadChunks(c.Context, numbers, keep) }}
+}
+
+// tableOf returns the partitions of an image, whatever table its disk has.
+func tableOf(a *oci.Artifact) *diskimage.Table {
+	d := a.Config().Disk
+	if d.Table != nil {
+		return d.Table
+	}
+	whole := diskimage.Filesystem{}
+	if d.Filesystem != nil {
+		whole = *d.Filesystem
+	}
+	return diff.TableOf(d.MBR, whole, d.Size)
 }
 
 func packagesOf(a *oci.Artifact) (out []diff.Package) {
@@ -152,7 +168,7 @@ func (d *comparison) write(out io.Writer, all bool) error {
 		name string
 		side
 	}{{"a", d.A}, {"b", d.B}} {
-		fmt.Fprintf(w, "%s\t%s %s, %s\t%s\n", s.name, s.Name, s.Version, s.Architecture, s.Digest)
+		fmt.Fprintf(w, "%s\t%s, %s\t%s\n", s.name, strings.TrimSpace(s.Name+" "+s.Version), s.Architecture, s.Digest)
 	}
 	if err := w.Flush(); err != nil {
 		return err
@@ -255,7 +271,7 @@ func whatChanged(p diff.Partition) (out []string) {
 
 func (d *comparison) writePackages(out io.Writer, all bool) {
 	if len(d.Packages) == 0 {
-		if !d.Same {
+		if !d.Same && d.packaged {
 			fmt.Fprintln(out, "\npackages: no differences")
 		}
 		return
