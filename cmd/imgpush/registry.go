@@ -232,7 +232,7 @@ func writeCollected(w io.Writer, done []registry.Collected) error {
 			continue // said as the error
 		}
 		freed += r.GC.Bytes
-		if _, err := fmt.Fprintf(w, "%s: %d manifests, %d blobs and %d unfinished files deleted\n", r.Name, r.GC.Manifests, r.GC.Blobs, r.GC.Temps); err != nil {
+		if _, err := fmt.Fprintf(w, "%s: %d referrers, %d blobs and %d unfinished files deleted\n", r.Name, r.GC.Manifests, r.GC.Blobs, r.GC.Temps); err != nil {
 			return err
 		}
 	}

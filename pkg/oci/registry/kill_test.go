@@ -79,24 +79,7 @@ func TestKilledRegistryKeepsWhatItAcknowledged(t *testing.T) {
 	a := &acks{blobs: map[string]string{}, tags: map[string][]*asked{}}
 	rnd := rand.New(rand.NewPCG(7, uint64(rounds)))
 	for round := range rounds {
-		cmd := exec.Command(os.Args[0], "-test.run=^TestServeForever$")
-		cmd.Env = append(os.Environ(), killHelper+"="+root)
-		out, err := cmd.StdoutPipe()
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := cmd.Start(); err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { _ = cmd.Process.Kill() }) // it runs forever
-		lines := bufio.NewScanner(out)
-		base := ""
-		for base == "" && lines.Scan() {
-			base, _ = strings.CutPrefix(lines.Text(), "serving ")
-			if !strings.HasPrefix(base, "http") {
-				base = ""
-			}
-		}
+		base, cmd := serveProcess(t, root)
 		until := a.acked() + 5 + rnd.IntN(60)
 		reached := make(chan struct{})
 		var once sync.Once
@@ -123,6 +106,29 @@ func TestKilledRegistryKeepsWhatItAcknowledged(t *testing.T) {
 		}
 	}
 	t.Logf("%d pushes acknowledged, %d kills", a.count, rounds)
+}
+
+// serveProcess serves root in a process of its own.
+func serveProcess(t testing.TB, root string) (base string, cmd *exec.Cmd) {
+	t.Helper()
+	cmd = exec.Command(os.Args[0], "-test.run=^TestServeForever$")
+	cmd.Env = append(os.Environ(), killHelper+"="+root)
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = cmd.Process.Kill() }) // it runs forever
+	lines := bufio.NewScanner(out)
+	for lines.Scan() {
+		if base, ok := strings.CutPrefix(lines.Text(), "serving "); ok {
+			return base, cmd
+		}
+	}
+	t.Fatal("the registry did not start")
+	return "", nil
 }
 
 func (a *acks) acked() int {
