@@ -120,7 +120,7 @@ func compare(c *cli.Context, a, b *oci.Artifact) (*comparison, error) {
 	var err error
 	step := ui.From(c).Step("compare")
 	d.Filesystems, d.Read.Read, err = diff.Files(imageOf(c, a), imageOf(c, b), d.Packages)
-	step.Set(d.Read.Wire, 0)
+	step.Set(d.Read.Wire+d.Read.Between, 0)
 	step.Counts("read").End(err)
 	return d, refs.Fail(err) // it is one of reading the images
 }
