@@ -126,6 +126,7 @@ func TestQCOW2OfWrongTables(t *testing.T) {
 		"data nowhere":      {func(b []byte) []byte { be.PutUint64(b[l2:], l2Copied); return b }, "stored nowhere"},
 		"compressed away":   {func(b []byte) []byte { be.PutUint64(b[l2:], l2Compressed|1<<40); return b }, "compressed bytes at 1099511627776"},
 		"compressed noise":  {func(b []byte) []byte { be.PutUint64(b[l2:], l2Compressed|uint64(l2)); return b }, "compressed bytes at"},
+		"encrypted":         {func(b []byte) []byte { b[35] = 2; return b }, ErrEncrypted.Error()},
 		"corrupt":           {func(b []byte) []byte { b[79] |= incompatCorrupt; return b }, "marked as corrupt"},
 		"unknown feature":   {func(b []byte) []byte { b[78] |= 1; return b }, "unknown incompatible features 0x100"},
 		"unknown type":      {func(b []byte) []byte { b[79] |= incompatCompression; b[104] = 2; return b }, "compression type 2"},
