@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"slices"
@@ -221,6 +222,48 @@ func TestManifestsThatContradictAreRefused(t *testing.T) {
 	// Layers that may not be distributed are not there.
 	*good.Layers = append(*good.Layers, desc{MediaType: "application/vnd.oci.image.layer.nondistributable.v1.tar", Digest: digestOf([]byte("far")), Size: 3})
 	c.mustPush(good, "v1")
+}
+
+// Whatever is pushed, garbage can be collected afterwards.
+func TestNothingThatIsTakenStopsTheCollection(t *testing.T) {
+	root := t.TempDir()
+	reg, err := registry.New(root, registry.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := httptest.NewServer(reg)
+	defer server.Close()
+	c := client{t, server.URL, "a"}
+	no := c.blob([]byte("no manifest"), typeManifest)
+	config := c.blob([]byte("{}"), typeManifest)
+	odd := c.blob([]byte(`{"schemaVersion":2,"config":{"mediaType":"x","digest":"md5:1","size":1},"layers":[]}`), typeManifest)
+	taken := 0
+	x := image{SchemaVersion: 2, MediaType: typeIndex}
+	for _, d := range []desc{no, config, odd, {MediaType: typeIndex, Digest: no.Digest, Size: no.Size}} {
+		x.Manifests = &[]desc{d}
+		_, r := c.push(x, "odd")
+		r.want(t, 400).code(t, "MANIFEST_INVALID")
+	}
+	child := c.mustPush(c.newImage("x"), "")
+	for depth := range 8 {
+		x.Manifests = &[]desc{child}
+		var r reply
+		if child, r = c.push(x, fmt.Sprintf("depth%d", depth)); r.StatusCode != 201 {
+			r.want(t, 400).code(t, "MANIFEST_INVALID")
+			break
+		}
+		taken++
+	}
+	if taken != 4 {
+		t.Errorf("%d image indexes in each other, want 4", taken)
+	}
+	server.Close()
+	if err := reg.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if done, err := registry.Collect(t.Context(), root); err != nil || len(done) != 1 || done[0].GC.Blobs != 3 {
+		t.Errorf("%+v, %v", done, err)
+	}
 }
 
 // A blob that another process, or the disk, damaged is pushed again by a client
