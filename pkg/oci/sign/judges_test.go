@@ -217,9 +217,9 @@ func (c *cosign) open(t *testing.T, name string) *signer.Signer {
 	return s
 }
 
-// TestCosignVerifiesOurs has cosign judge signatures and attestations of an
+// TestJudgesVerifyOurs has cosign judge signatures and attestations of an
 // index and of an image in it, in both registries.
-func TestCosignVerifiesOurs(t *testing.T) {
+func TestJudgesVerifyOurs(t *testing.T) {
 	c := newCosign(t)
 	s, _, pub := c.pair(t, "release")
 	_, _, wrong := c.pair(t, "wrong")
@@ -260,8 +260,8 @@ func TestCosignVerifiesOurs(t *testing.T) {
 	}
 }
 
-// TestCosignVerifiesEveryKind signs with each kind of key that is taken.
-func TestCosignVerifiesEveryKind(t *testing.T) {
+// TestJudgesVerifyEveryKindOfKey signs with each kind of key that is taken.
+func TestJudgesVerifyEveryKindOfKey(t *testing.T) {
 	c := newCosign(t)
 	host := places(t)["ours"]
 	text, _, err := signer.Generate([]byte("secret"))
@@ -299,9 +299,9 @@ func TestCosignVerifiesEveryKind(t *testing.T) {
 	}
 }
 
-// TestWeVerifyCosigns has cosign sign and attest in both of its formats, in both
+// TestWeVerifyTheJudges has cosign sign and attest in both of its formats, in both
 // registries, also beside our own signatures by the same tag scheme.
-func TestWeVerifyCosigns(t *testing.T) {
+func TestWeVerifyTheJudges(t *testing.T) {
 	c := newCosign(t)
 	s, key, pub := c.pair(t, "release")
 	if err := os.WriteFile(c.file("sbom.json"), []byte(sbom), 0o644); err != nil {
