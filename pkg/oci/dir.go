@@ -207,12 +207,12 @@ var ErrNotFound = blob.ErrNotFound
 // Resolve returns the descriptor that ref names in d; ref.Dir is not looked
 // at. It reads index.json once, and does not check the manifest.
 func (d *Dir) Resolve(ref Ref) (v1.Descriptor, error) {
-	x, err := d.Index()
+	l, err := d.Listing()
 	if err != nil {
 		return v1.Descriptor{}, err
 	}
 	if !ref.Digest.IsZero() {
-		for _, m := range x.Manifests {
+		for _, m := range l.manifests {
 			if m.Digest == hashOf(ref.Digest) {
 				return m, nil
 			}
@@ -226,7 +226,7 @@ func (d *Dir) Resolve(ref Ref) (v1.Descriptor, error) {
 	}
 	var tags []string
 	var images []v1.Descriptor
-	for _, m := range x.Manifests {
+	for _, m := range l.manifests {
 		tag := m.Annotations[annotationRefName]
 		if tag == ref.Tag && tag != "" {
 			return m, nil
@@ -241,7 +241,7 @@ func (d *Dir) Resolve(ref Ref) (v1.Descriptor, error) {
 	switch {
 	case len(images) == 1:
 		return images[0], nil
-	case len(x.Manifests) == 0:
+	case len(l.manifests) == 0:
 		return v1.Descriptor{}, fmt.Errorf("an image: %w, which is empty", ErrNotFound)
 	case ref.Tag == "":
 		return v1.Descriptor{}, fmt.Errorf("an image without a tag: %w; name one of: %s", ErrNotFound, strings.Join(tags, ", "))

@@ -182,3 +182,28 @@ func BenchmarkAssignClusters(b *testing.B) {
 		}
 	}
 }
+
+func TestOwnersAreTheListsPackages(t *testing.T) {
+	tr := tree.New()
+	for path, content := range map[string]string{
+		"/var/lib/dpkg/info/a.list":       "/.\n/bin\n/bin/x\n/etc/both\n",
+		"/var/lib/dpkg/info/b:amd64.list": "/etc/both\n/etc/b\n",
+		"/usr/bin/x":                      "", "/etc/both": "", "/etc/b": "", "/etc/none": "",
+	} {
+		if err := tr.Put(path, &tree.Inode{Data: diskimage.Bytes([]byte(content))}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := tr.Put("/bin", &tree.Inode{Kind: tree.Symlink, Target: "usr/bin"}); err != nil {
+		t.Fatal(err)
+	}
+	owner, err := tree.Owners(tr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for path, want := range map[string]string{"/usr/bin/x": "a", "/etc/b": "b", "/etc/both": "", "/etc/none": "", "/nowhere": ""} {
+		if got := owner(path); got != want {
+			t.Errorf("%s is of %q, want %q", path, got, want)
+		}
+	}
+}

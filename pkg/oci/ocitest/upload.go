@@ -40,6 +40,10 @@ func (g *Registry) upload(w http.ResponseWriter, r *http.Request, name, id strin
 			return
 		}
 	}
+	if r.Method == http.MethodPatch && r.Header.Get("Content-Range") == "" && len(s.data) > 0 {
+		Refuse(w, http.StatusRequestedRangeNotSatisfiable, "BLOB_UPLOAD_INVALID", "a second chunk says where it belongs")
+		return
+	}
 	switch r.Method {
 	case http.MethodPatch:
 		if s.data = append(s.data, got...); cut == nil {

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -51,6 +52,9 @@ func (c client) try(method, path string, body io.Reader, h header) (reply, error
 		path = c.base + path
 	case !strings.Contains(path, "://"):
 		path = c.base + "/v2/" + c.repo + "/" + path
+	}
+	if body == nil {
+		body = http.NoBody
 	}
 	req, err := http.NewRequestWithContext(context.Background(), method, path, body)
 	if err != nil {
@@ -274,4 +278,19 @@ http: {addr: "127.0.0.1:0"}
 			t.Fatalf("distribution's registry does not start: %s", seen)
 		}
 	}
+}
+
+// newRequest returns a request as a server gets it, or nil for a target that is
+// no URL.
+func newRequest(method, target string, body []byte) *http.Request {
+	u, err := url.ParseRequestURI(target)
+	if err != nil {
+		return nil
+	}
+	req, err := http.NewRequest(method, u.String(), bytes.NewReader(body))
+	if err != nil {
+		return nil
+	}
+	req.URL, req.RequestURI, req.RemoteAddr = u, target, "192.0.2.1:1"
+	return req
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -16,6 +17,7 @@ import (
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/types"
+	"golang.org/x/sys/unix"
 
 	"github.com/imgpipe/imgpipe/pkg/oci"
 	"github.com/imgpipe/imgpipe/pkg/oci/registry"
@@ -389,6 +391,52 @@ func TestStalledAndDrippingBodies(t *testing.T) {
 		t.Fatal(err)
 	}
 	r.want(t, 202).head(t, "Range", fmt.Sprintf("0-%d", 8*len(part)-1))
+}
+
+// A client that asks and does not read is given up.
+func TestClientThatDoesNotRead(t *testing.T) {
+	ended := make(chan registry.Access, 8)
+	c, _ := serve(t, registry.Options{Stall: 50 * time.Millisecond, Log: func(a registry.Access) { ended <- a }})
+	d := c.blob(make([]byte, 32<<20), "")
+	for range 2 { // of the push
+		<-ended
+	}
+	conn, err := net.Dial("tcp", strings.TrimPrefix(c.base, "http://"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if _, err := fmt.Fprintf(conn, "GET /v2/%s/blobs/%s HTTP/1.1\r\nHost: x\r\n\r\n", c.repo, d.Digest); err != nil {
+		t.Fatal(err)
+	}
+	if a := <-ended; a.Err == nil || a.Bytes >= 32<<20 {
+		t.Errorf("ended with %d bytes, %v", a.Bytes, a.Err)
+	}
+}
+
+// A full disk is said to be one, and what did not fit is given up at once.
+func TestFullDisk(t *testing.T) {
+	root := t.TempDir()
+	if err := unix.Mount("tmpfs", root, "tmpfs", 0, "size=1m"); err != nil {
+		t.Skipf("mounting a small disk: %v", err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(root, 0); err != nil {
+			t.Error(err)
+		}
+	})
+	c := serveDir(t, root, registry.Options{})
+	small := c.blob(make([]byte, 400_000), "")
+	for range 2 {
+		at := c.start()
+		r, err := c.try("PATCH", at, bytes.NewReader(make([]byte, 2<<20)), nil)
+		if err == nil { // else the answer was lost with what was still being sent
+			r.want(t, 507)
+		}
+		c.do("GET", at, nil, nil).want(t, 404)
+	}
+	c.do("GET", "blobs/"+small.Digest, nil, nil).want(t, 200)
+	c.blob(make([]byte, 400_001), "")
 }
 
 func TestCollect(t *testing.T) {

@@ -104,7 +104,7 @@ func (r *Registry) ready(ctx context.Context, p *repo, create bool) (moved bool,
 func (r *Registry) countOne() error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.count < 0 {
+	if r.count < 0 || r.count >= r.o.MaxRepositories { // some may have been removed
 		names, err := repositories(r.root)
 		if err != nil {
 			return err

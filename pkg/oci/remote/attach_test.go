@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -120,6 +121,37 @@ func TestAttachesAtOnce(t *testing.T) {
 		}
 		t.Logf("8 attaches: the index was written %d times, %d requests in all", puts, count(s.faults, ""))
 	}
+}
+
+func TestAttachesThroughOneClientShareWrites(t *testing.T) {
+	t.Parallel()
+	s := newSite(t, quick(), noAPI)
+	s.faults.Add(ocitest.Fault{Kind: ocitest.Manifest, Path: "sha256-", Times: -1, Do: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+		time.Sleep(20 * time.Millisecond)
+		next.ServeHTTP(w, r)
+	}})
+	var wg sync.WaitGroup
+	for i := range 8 {
+		wg.Go(func() {
+			if _, err := s.repo.PushManifest(t.Context(), "", "", manifestOf(descriptor([]byte("{}")), s.md, fmt.Sprintf("a/b%d", i), nil)); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	if got, err := s.repo.Referrers(t.Context(), digestOf(s.md)); err != nil || len(got) != 8 {
+		t.Errorf("%d referrers, %v", len(got), err)
+	}
+	puts := 0
+	for _, r := range s.faults.Log() {
+		if r.Method == http.MethodPut && strings.Contains(r.Path, "sha256-") {
+			puts++
+		}
+	}
+	if puts > 5 {
+		t.Errorf("the index was written %d times", puts)
+	}
+	t.Logf("8 attaches through one client: the index was written %d times", puts)
 }
 
 func TestReferrersOfSeveralPagesAndBothLists(t *testing.T) {

@@ -14,6 +14,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/google/go-containerregistry/pkg/authn"
 
@@ -68,7 +69,9 @@ func TestTokenIsRenewedMidWay(t *testing.T) {
 
 func TestTokenIsRenewedOnceForAll(t *testing.T) {
 	t.Parallel()
-	s, tokens, _ := guarded(t, nil)
+	s, tokens, o := guarded(t, nil)
+	o.Notify = func(err error) { t.Error(err) } // one that waited until it stalled
+	s.repo = mustRepo(t, o, s.addr, "acme/server")
 	if _, err := read(t.Context(), s.repo, s.d, 0, 1); err != nil {
 		t.Fatal(err)
 	}
@@ -258,6 +261,28 @@ func TestErrorsHoldNoSecrets(t *testing.T) {
 	}
 	if text := fmt.Sprint(err, told); strings.Contains(text, "of-the-test") || strings.Contains(text, "pass-of-ann") {
 		t.Errorf("a secret is told: %s", text)
+	}
+}
+
+// TestAllAreToldOfOneFailure: those who wait for a handshake do not make it
+// again, one after the other, when it fails.
+func TestAllAreToldOfOneFailure(t *testing.T) {
+	t.Parallel()
+	o := quick()
+	o.Tries, o.Stall = 1, 500*time.Millisecond
+	s := newSite(t, o, nil)
+	s.faults.Add(ocitest.Fault{Kind: ocitest.Hello, Times: -1, Do: ocitest.Silence()})
+	var wg sync.WaitGroup
+	for range 8 {
+		wg.Go(func() {
+			if _, err := read(t.Context(), s.repo, s.d, 0, 1); err == nil || !strings.Contains(err.Error(), "stalled") {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	if n := count(s.faults, ocitest.Hello); n > 3 { // those who came late
+		t.Errorf("%d handshakes", n)
 	}
 }
 

@@ -208,7 +208,7 @@ func (c *Client) source(registry, prefix, repository string) (*source, error) {
 	defer c.mu.Unlock()
 	h := c.hosts[reg.RegistryStr()]
 	if h == nil {
-		h = &host{c: c, reg: reg, turn: make(chan struct{}, 1), tokens: make(map[string]token)}
+		h = &host{c: c, reg: reg, turn: make(chan struct{}, 1), tokens: make(map[string]token), failures: make(map[string]failure)}
 		c.hosts[reg.RegistryStr()] = h
 	}
 	return &source{host: h, name: repository}, nil

@@ -113,7 +113,9 @@ func (s *source) send(ctx context.Context, a ask) (*answer, error) {
 // named adds the repository to a handshake's error.
 func (s *source) named(err error) error {
 	if e, ok := errors.AsType[*Error](err); ok && e.Repository == "" {
-		e.Repository = s.name
+		c := *e // others may be told of it, too
+		c.Repository = s.name
+		return &c
 	}
 	return err
 }
