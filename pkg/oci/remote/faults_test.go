@@ -128,6 +128,21 @@ func uploadOf(t *testing.T, s *site, n int) error {
 	return nil
 }
 
+// uploadOnce is upload, in one session.
+func uploadOnce(t *testing.T, s *site) error {
+	err := upload(t, s)
+	sessions := 0
+	for _, r := range s.faults.Log() {
+		if r.Method == http.MethodPost {
+			sessions++
+		}
+	}
+	if sessions != 1 {
+		t.Errorf("%d sessions", sessions)
+	}
+	return err
+}
+
 // attachOne attaches a manifest, and finds it.
 func attachOne(t *testing.T, s *site) error {
 	m := manifestOf(descriptor([]byte("{}")), s.md, "application/vnd.example.sig", map[string]string{"k": "v"})
@@ -191,7 +206,7 @@ func faultRows(t *testing.T) []row {
 			row{name: "manifest by tag: cut at " + p.name, run: byTag, fault: ocitest.Fault{Kind: m, Do: ocitest.Cut(p.at)}, most: 2},
 			row{name: "manifest by digest: wrong " + p.name, run: byDigest, fault: ocitest.Fault{Kind: m, Do: ocitest.WrongByte(p.at)}, most: 2},
 			row{name: "manifest by tag: wrong " + p.name, run: byTag, fault: ocitest.Fault{Kind: m, Do: ocitest.WrongByte(p.at)}, most: 2},
-			row{name: "upload: cut at " + p.name, run: upload, fault: ocitest.Fault{Kind: u, Method: "PATCH", Do: ocitest.CutUpload(p.at)}, most: 11},
+			row{name: "upload: cut at " + p.name, run: upload, fault: ocitest.Fault{Kind: u, Method: "PATCH", Do: ocitest.CutUpload(p.at)}, most: 12},
 			row{name: "upload in one: cut at " + p.name, run: uploadSmall, fault: ocitest.Fault{Kind: u, Method: "PUT", Do: ocitest.CutUpload(p.at)}, most: 11})
 	}
 	add(row{name: "blob: wrong byte for ever", run: fetchAll, fault: ocitest.Fault{Kind: b, Times: always, Do: ocitest.WrongByte(ocitest.Middle)}, is: blob.ErrCorrupt, most: 2},
@@ -226,7 +241,7 @@ func faultRows(t *testing.T) []row {
 		if method == "PUT" { // the registry may think for ten times as long
 			silence = stall / 3
 		}
-		add(row{name: "upload: " + method + " 503", run: upload, fault: ocitest.Fault{Kind: u, Method: method, Do: ocitest.Status(503)}, most: 11},
+		add(row{name: "upload: " + method + " 503", run: upload, fault: ocitest.Fault{Kind: u, Method: method, Do: ocitest.Status(503)}, most: 12},
 			row{name: "upload: " + method + " 429 for ever", run: upload, fault: ocitest.Fault{Kind: u, Method: method, Times: always, Do: ocitest.Status(429)}, err: "429", most: 30},
 			row{name: "upload: " + method + " reset", run: upload, fault: ocitest.Fault{Kind: u, Method: method, Do: ocitest.Reset()}, most: 11},
 			row{name: "upload: " + method + " silence", run: upload, stall: silence, fault: ocitest.Fault{Kind: u, Method: method, Do: ocitest.Silence()}, most: 11},
@@ -238,6 +253,9 @@ func faultRows(t *testing.T) []row {
 	}, most: 11},
 		row{name: "upload: session lost after a cut", run: upload, with: func(s *site) {
 			s.faults.Add(ocitest.Fault{Kind: u, Method: "GET", Do: ocitest.Meanwhile(s.reg.DropUploads)})
+		}, fault: ocitest.Fault{Kind: u, Method: "PATCH", Do: ocitest.CutUpload(ocitest.Middle)}, most: 11},
+		row{name: "upload: the session tells too little at first", run: uploadOnce, with: func(s *site) {
+			s.faults.Add(ocitest.Fault{Kind: u, Method: "GET", Do: header("Range", "0-0")})
 		}, fault: ocitest.Fault{Kind: u, Method: "PATCH", Do: ocitest.CutUpload(ocitest.Middle)}, most: 11},
 		row{name: "upload: 417 after a cut", run: upload, with: func(s *site) {
 			s.faults.Add(ocitest.Fault{Kind: u, Method: "PATCH", After: 1, Do: func(w http.ResponseWriter, r *http.Request, next http.Handler) {

@@ -84,6 +84,7 @@ type push struct {
 	acked   int64    // bytes that the registry is known to have in this session
 	unsure  bool     // the session's state is to be asked for
 	whole   bool     // all in one request: small, or the registry takes no parts
+	doubted bool     // the registry was asked twice what it has
 	rash    bool     // something on the way does not take Expect
 	damaged bool     // the registry once said that the digest is another's
 
@@ -231,6 +232,10 @@ func (p *push) status(ctx context.Context) error {
 		return nil
 	}
 	have, ok := uploaded(ans.Header.Get("Range"))
+	if ok && have <= 1 && !p.doubted && p.size > 2*smallBlob { // it may not have written yet what it got
+		p.session, p.acked, p.unsure, p.doubted = session, before, true, true
+		return ans.fail(errors.New("the upload has come to nothing so far"))
+	}
 	if !ok || have <= 1 || have > p.size { // "0-0" is what distribution says of none, too
 		return nil
 	}
