@@ -457,6 +457,43 @@ func TestClientThatDoesNotRead(t *testing.T) {
 	}
 }
 
+// What a killed server left goes when the repository is next used, unless
+// somebody is at work there.
+func TestTemporariesOfAKilledServerGo(t *testing.T) {
+	root := t.TempDir()
+	dir, err := oci.CreateRepository(t.Context(), filepath.Join(root, "a"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	left := filepath.Join(root, "a/.tmp/blob-1")
+	if err := os.WriteFile(left, []byte("left"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	ask := func() error {
+		t.Helper()
+		reg, err := registry.New(root, registry.Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		w := httptest.NewRecorder()
+		reg.ServeHTTP(w, newRequest("GET", "/v2/a/tags/list", nil))
+		if err := reg.Close(); err != nil || w.Code != 200 {
+			t.Errorf("status %d, %v", w.Code, err)
+		}
+		_, err = os.Stat(left)
+		return err
+	}
+	if err := ask(); err != nil {
+		t.Errorf("while another has the layout open: %v", err)
+	}
+	if err := dir.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := ask(); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("alone: %v", err)
+	}
+}
+
 // A full disk is said to be one, and what did not fit is given up at once.
 func TestFullDisk(t *testing.T) {
 	root := t.TempDir()
