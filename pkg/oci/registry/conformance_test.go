@@ -421,6 +421,10 @@ func testReferrers(t *testing.T, c client) {
 	if list, _ = c.referrers(early.Digest, ""); len(list) != 1 || list[0].Digest != second.Digest {
 		t.Errorf("of a referrer: %v", list)
 	}
+	c.mustPush(m, "set") // the tag moves
+	if list, _ = c.referrers(subject.Digest, ""); len(list) != 3 {
+		t.Errorf("after one lost its tag: %v", list)
+	}
 	c.do("DELETE", "manifests/"+byConfig.Digest, nil, nil).want(t, 202)
 	if list, _ = c.referrers(subject.Digest, ""); len(list) != 2 {
 		t.Errorf("after one was deleted: %v", list)
