@@ -20,7 +20,7 @@ func noAPI(g *ocitest.Registry) { g.NoReferrers = true }
 
 // tag writes and reads the index of referrers as another client does.
 func (s *site) tagPath() string {
-	return "/v2/acme/server/manifests/" + strings.Replace(s.md.Digest.String(), ":", "-", 1)
+	return "/v2/" + s.name + "/manifests/" + strings.Replace(s.md.Digest.String(), ":", "-", 1)
 }
 
 func (s *site) readTag() map[string]any {
@@ -103,7 +103,8 @@ func TestAttachLeavesAloneWhatIsNoIndex(t *testing.T) {
 }
 
 // TestAttachesAtOnce runs eight clients against a registry that takes its time
-// between reading and writing, so that they do meet.
+// between reading and writing, so that they do meet, among others that read,
+// change and write without looking back.
 func TestAttachesAtOnce(t *testing.T) {
 	t.Parallel()
 	s := newSite(t, quick(), noAPI)
@@ -111,7 +112,26 @@ func TestAttachesAtOnce(t *testing.T) {
 		time.Sleep(10 * time.Millisecond)
 		next.ServeHTTP(w, r)
 	}})
+	subject := descriptor(manifestOf(descriptor([]byte("{}")), v1.Descriptor{}, "application/vnd.example", nil)) // attachAtOnce's
+	other := &site{reg: s.reg, md: subject, name: "acme/attach"}
+	var wg sync.WaitGroup
+	for i := range 4 {
+		wg.Go(func() {
+			for j := range 8 {
+				var list []string
+				if old, ok := other.readTag()["manifests"].([]any); ok {
+					for _, e := range old {
+						b, _ := json.Marshal(e)
+						list = append(list, string(b))
+					}
+				}
+				time.Sleep(20 * time.Millisecond) // for others to write
+				other.writeTag(t, fmt.Sprintf(indexText, strings.Join(append(list, foreign(100+8*i+j)), ",")))
+			}
+		})
+	}
 	attachAtOnce(t, s.addr, 8)
+	wg.Wait()
 	puts := 0
 	for _, r := range s.faults.Log() {
 		if r.Method == http.MethodPut && strings.Contains(r.Path, "sha256-") {

@@ -24,6 +24,7 @@ type site struct {
 	reg    *ocitest.Registry
 	faults *ocitest.Faults
 	addr   string
+	name   string
 	repo   *remote.Repo
 	data   []byte // of a blob
 	d      v1.Descriptor
@@ -38,7 +39,7 @@ func quick() remote.Options {
 
 func newSite(t *testing.T, o remote.Options, set func(*ocitest.Registry)) *site {
 	t.Helper()
-	s := &site{reg: ocitest.NewRegistry()}
+	s := &site{reg: ocitest.NewRegistry(), name: "acme/server"}
 	if set != nil {
 		set(s.reg)
 	}
