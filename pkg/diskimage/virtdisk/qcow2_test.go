@@ -174,9 +174,12 @@ func TestQCOW2CutInItsLastCluster(t *testing.T) {
 	if err := exercise(t, b); err != nil {
 		t.Fatal(err)
 	}
-	q, err := openQCOW2(bytes.NewReader(b), int64(len(b)))
+	q, err := openQCOW2(&guarded{t: t, b: b}, int64(len(b)))
 	if err != nil {
 		t.Fatal(err)
+	}
+	if _, err := q.ReadAt(make([]byte, 1), 500); err != nil {
+		t.Error(err)
 	}
 	got := bytes.Repeat([]byte{1}, 512)
 	if n, err := q.ReadAt(got, 0); n != 512 || err != nil || !bytes.Equal(got, append([]byte("the end"), make([]byte, 505)...)) {

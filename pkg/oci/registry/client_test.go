@@ -4,19 +4,15 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
-	"os"
-	"os/exec"
-	"path/filepath"
-	"regexp"
 	"strings"
 	"testing"
 
 	"github.com/imgpipe/imgpipe/pkg/diskimage"
+	"github.com/imgpipe/imgpipe/pkg/oci/ocitest"
 	"github.com/imgpipe/imgpipe/pkg/oci/registry"
 )
 
@@ -222,62 +218,10 @@ func serveDir(t testing.TB, root string, o registry.Options) client {
 	return client{t, server.URL, "acme/server"}
 }
 
-// judge finds a program that judges, in build/judges or where programs are.
-func judge(t testing.TB, name string) string {
-	t.Helper()
-	if here, err := filepath.Abs("../../../build/judges/" + name); err == nil {
-		if _, err := os.Stat(here); err == nil {
-			return here
-		}
-	}
-	path, err := exec.LookPath(name)
-	if err != nil {
-		t.Skipf("%s is not installed", name)
-	}
-	return path
-}
-
 // distribution starts the reference implementation.
 func distribution(t testing.TB) client {
 	t.Helper()
-	program := judge(t, "registry")
-	dir := t.TempDir()
-	config := fmt.Sprintf(`version: 0.1
-log: {level: info}
-storage: {filesystem: {rootdirectory: %s/data}, delete: {enabled: true}}
-http: {addr: "127.0.0.1:0"}
-`, dir)
-	path := filepath.Join(dir, "config.yml")
-	if err := os.WriteFile(path, []byte(config), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	cmd := exec.Command(program, "serve", path)
-	cmd.Env = append(os.Environ(), "OTEL_TRACES_EXPORTER=none")
-	out, err := cmd.StderrPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		_ = cmd.Process.Kill()
-		_ = cmd.Wait() // it was killed
-	})
-	address := regexp.MustCompile(`listening on (127\.0\.0\.1:[0-9]+)`)
-	var seen []byte
-	buf := make([]byte, 4096)
-	for {
-		n, err := out.Read(buf)
-		seen = append(seen, buf[:n]...)
-		if m := address.FindSubmatch(seen); m != nil {
-			go func() { _, _ = io.Copy(io.Discard, out) }() // until it ends
-			return client{t, "http://" + string(m[1]), "acme/server"}
-		}
-		if err != nil {
-			t.Fatalf("distribution's registry does not start: %s", seen)
-		}
-	}
+	return client{t, "http://" + ocitest.Distribution(t), "acme/server"}
 }
 
 // newRequest returns a request as a server gets it, or nil for a target that is
