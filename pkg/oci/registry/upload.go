@@ -11,6 +11,8 @@ import (
 	"regexp"
 	"strconv"
 
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+
 	"github.com/imgpipe/imgpipe/pkg/diskimage"
 	"github.com/imgpipe/imgpipe/pkg/oci"
 )
@@ -132,8 +134,10 @@ func (r *Registry) finish(s *stream, p *repo, w *oci.BlobWriter, want diskimage.
 // mount gives p a blob of the repository from; without a name, of any. It
 // reports whether it could.
 func (r *Registry) mount(ctx context.Context, p *repo, digest diskimage.Digest, from string) (bool, error) {
-	if f, _, err := p.openBlob(digest); err == nil {
-		return true, errors.Join(f.Close(), p.dir.Sync())
+	if f, size, err := p.openBlob(digest); err == nil {
+		_ = f.Close() // it is only there; and made as durable as one that is pushed
+		have, err := p.dir.HasBlob(ctx, v1.Descriptor{Digest: v1.Hash{Algorithm: "sha256", Hex: digest.Hex()}, Size: size})
+		return have, errors.Join(err, p.dir.Sync())
 	}
 	names := []string{from}
 	if from == "" {
