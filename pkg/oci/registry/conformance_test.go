@@ -11,6 +11,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/imgpipe/imgpipe/pkg/oci/ocitest"
 	"github.com/imgpipe/imgpipe/pkg/oci/registry"
 )
 
@@ -461,9 +462,9 @@ var managementPoints = []point{
 }
 
 // The specification's own program (distribution-spec, directory conformance,
-// built as oci-conformance) puts 789 points.
+// built by make tools) puts 789 points.
 func TestConformanceProgram(t *testing.T) {
-	program := judge(t, "oci-conformance")
+	program := ocitest.Tool(t, "conformance")
 	c, _ := serve(t, registry.Options{})
 	cmd := exec.Command(program)
 	cmd.Dir = t.TempDir() // it writes its results there
