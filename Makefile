@@ -45,6 +45,7 @@ boots: deps programs
 bench: tools programs
 	@.ci/bench $(BUILD)
 	@.ci/bench-store $(BUILD)
+	@.ci/bench-deliver $(BUILD)
 
 clean:
 	rm -rf $(BUILD)

@@ -136,7 +136,7 @@ var id = diskimage.DeriveGUID("virtdisk")
 // TestQemuReadsWhatIsWritten lets qemu-img check each file and turn it back into
 // the disk.
 func TestQemuReadsWhatIsWritten(t *testing.T) {
-	for _, size := range []int64{512, 64 << 10, 5<<20 + 512, 66<<20 - 4096} {
+	for _, size := range []int64{512, 5<<20 + 512, 66<<20 - 4096} {
 		d := sparse(size, uint64(size))
 		want := content(t, d)
 		for _, v := range variants {

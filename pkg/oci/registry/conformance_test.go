@@ -466,9 +466,9 @@ var managementPoints = []point{
 }
 
 // The specification's own program (distribution-spec, directory conformance,
-// built as oci-conformance) puts 789 points.
+// built by make tools) puts 789 points.
 func TestConformanceProgram(t *testing.T) {
-	program := ocitest.Tool(t, "oci-conformance")
+	program := ocitest.Tool(t, "conformance")
 	c, _ := serve(t, registry.Options{})
 	cmd := exec.Command(program)
 	cmd.Dir = t.TempDir() // it writes its results there

@@ -4,12 +4,15 @@ import (
 	"bytes"
 	"context"
 	"crypto/x509"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -361,5 +364,29 @@ func TestTLS(t *testing.T) {
 	o.PlainHTTP = true
 	if _, _, err = mustRepo(t, o, "registry.example", "acme/server").Manifest(t.Context(), "v1"); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestCredentialsOfDockersConfiguration reads them where docker login put them:
+// for the host, and for one repository.
+func TestCredentialsOfDockersConfiguration(t *testing.T) {
+	s, _, o := guarded(t, nil)
+	o.Keychain = nil
+	dir := t.TempDir()
+	t.Setenv("DOCKER_CONFIG", dir)
+	t.Setenv("HOME", dir)
+	auth := base64.StdEncoding.EncodeToString([]byte("ann:pass-of-ann"))
+	for _, c := range []struct {
+		key string
+		ok  bool
+	}{{s.addr, true}, {s.addr + "/acme/server", true}, {"registry.example", false}} {
+		text := fmt.Sprintf(`{"auths":{%q:{"auth":%q}}}`, c.key, auth)
+		if err := os.WriteFile(filepath.Join(dir, "config.json"), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		_, _, err := mustRepo(t, o, s.addr, "acme/server").Manifest(t.Context(), "v1")
+		if (err == nil) != c.ok || err != nil && !remote.IsUnauthorized(err) {
+			t.Errorf("credentials for %s: %v", c.key, err)
+		}
 	}
 }

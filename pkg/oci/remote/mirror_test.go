@@ -217,7 +217,7 @@ func TestEveryRange(t *testing.T) {
 	}{{"206", nil}, {"200", ocitest.Whole()}} {
 		t.Run(c.name, func(t *testing.T) {
 			s := newSite(t, quick(), nil)
-			small := randomBytes(60)
+			small := randomBytes(40)
 			d := push(t, s.repo, small)
 			if c.do != nil {
 				s.faults.Add(ocitest.Fault{Kind: ocitest.Blob, Times: -1, Do: c.do})

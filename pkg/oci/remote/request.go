@@ -206,7 +206,7 @@ func (s *source) follow(ctx context.Context, a ask) (*answer, *url.URL, error) {
 			away = to
 		}
 	}
-	return nil, nil, &Error{Registry: s.reg.RegistryStr(), Repository: s.name, Method: a.method, Path: a.path,
+	return nil, nil, &Error{Registry: s.reg.RegistryStr(), Repository: s.name, Method: a.method, Path: "/v2/" + s.name + "/" + a.path,
 		Err: &permanent{fmt.Errorf("more than %d redirects", maxRedirects)}}
 }
 

@@ -33,7 +33,7 @@ type quirks struct {
 func suite(t *testing.T, addr string, q quirks) {
 	ctx := t.Context()
 	repo := mustRepo(t, remote.Options{}, addr, "acme/server")
-	small := randomBytes(32)
+	small := randomBytes(24)
 	d := push(t, repo, small)
 
 	t.Run("every range", func(t *testing.T) { everyRange(t, repo, d, small) })
