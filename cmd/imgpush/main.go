@@ -22,6 +22,6 @@ not boot, or is the verified image.
 
   imgpush push oci:images:debian-server registry.example/os/debian-server:2026.11.1
   imgpush write oci:images:debian-server /dev/sdX --yes --insecure-no-signature`,
-		Commands: []*cli.Command{writeCommand(), pushCommand(), registryCommand(), verifyCommand()},
+		Commands: []*cli.Command{writeCommand(), checkCommand(), pushCommand(), registryCommand(), verifyCommand()},
 	}
 }

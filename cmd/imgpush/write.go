@@ -263,8 +263,10 @@ var exitCodes = map[deliver.Problem]int{
 	deliver.ProblemInterrupted: ui.ExitInterrupted,
 }
 
-// exitError says which target an error is about, and gives it its exit code.
-func (w *write) exitError(err error) error {
+func (w *write) exitError(err error) error { return targetError(w.disk.Info().Path, err) }
+
+// targetError says which target an error is about, and gives it its exit code.
+func targetError(path string, err error) error {
 	e, ok := errors.AsType[*deliver.Error](err)
 	if !ok {
 		return exitError(err)
@@ -273,7 +275,7 @@ func (w *write) exitError(err error) error {
 	if e.Problem == deliver.ProblemSource && errors.Is(err, oci.ErrCorrupt) { // a blob that was cut short
 		code, try = ui.ExitTrust, refs.Damaged
 	}
-	return ui.Fail(code, fmt.Errorf("%s: %w", w.disk.Info().Path, err), try)
+	return ui.Fail(code, fmt.Errorf("%s: %w", path, err), try)
 }
 
 // exitError gives an error of package deliver its exit code.

@@ -168,3 +168,14 @@ func (d *Disk) Flush() error {
 		}
 	})
 }
+
+// Spoil flips the bits of one byte, as a user or a worn-out medium does.
+func (d *Disk) Spoil(off int64) error {
+	var b [1]byte
+	if _, err := d.ReadAt(b[:], off); err != nil {
+		return err
+	}
+	b[0] ^= 0xff
+	_, err := d.WriteAt(b[:], off)
+	return err
+}
