@@ -155,9 +155,6 @@ func (u *usage) mark(number string) {
 		return
 	}
 	u.system[number] = true
-	if n.part {
-		u.mark(n.disk().dev)
-	}
 	for _, slave := range n.disk().list("slaves") {
 		if below, err := u.sys.named(slave); err == nil {
 			u.mark(below.dev)
@@ -195,7 +192,7 @@ func (u *usage) usersOf(n *node, depth int) (out []User) {
 	for _, use := range []Use{UseSystem, UseHeld, UseLoop, UseFilesystem, UseMounted, UseSwap} {
 		for _, p := range n.all() {
 			switch {
-			case use == UseSystem && u.system[p.dev] && (p.part || !slices.ContainsFunc(n.parts, func(q node) bool { return u.system[q.dev] })):
+			case use == UseSystem && u.system[p.dev]:
 				out = append(out, User{p.path(), UseSystem, ""})
 			case use == UseHeld:
 				for _, h := range p.list("holders") {
