@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -78,6 +79,12 @@ func runDisks(c *cli.Context) error {
 type aim struct {
 	path   string
 	expect *blockdev.Device // what was chosen; nil where it was named
+}
+
+// open opens what was meant, and nothing that has come to its place since.
+func (a aim) open(ctx context.Context, o blockdev.Options) (*blockdev.Disk, error) {
+	o.Expect = a.expect
+	return blockdev.Open(ctx, a.path, o)
 }
 
 // aims are the targets that are named, then those that --disk chooses. It reads

@@ -20,7 +20,7 @@ type Device struct {
 	Name               string      `json:"name"`              // the kernel's, for this boot: sda
 	Path               string      `json:"path"`              // /dev/sda
 	Number             string      `json:"number"`            // major:minor
-	DiskSeq            uint64      `json:"diskseq,omitempty"` // given once in the life of a system; 0: the kernel has none
+	DiskSeq            uint64      `json:"diskSeq,omitempty"` // given once in the life of a system; 0: the kernel has none
 	Kind               Kind        `json:"kind"`
 	Size               int64       `json:"size"`               // bytes; 0: no medium
 	SectorSize         int64       `json:"sectorSize"`         // logical, bytes
