@@ -240,12 +240,15 @@ func writeRows(out io.Writer, rows, below [][]string) error {
 	var widths [16]int
 	for _, row := range rows {
 		for i, cell := range row {
-			widths[i] = max(widths[i], utf8.RuneCountInString(cell))
+			widths[i] = max(widths[i], 1, utf8.RuneCountInString(cell))
 		}
 	}
 	for r, row := range rows {
 		var b strings.Builder
 		for i, cell := range row {
+			if cell == "" {
+				cell = "-"
+			}
 			fmt.Fprintf(&b, "%s%s  ", cell, strings.Repeat(" ", widths[i]-utf8.RuneCountInString(cell)))
 		}
 		if _, err := fmt.Fprintln(out, strings.TrimRight(b.String(), " ")); err != nil {

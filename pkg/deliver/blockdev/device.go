@@ -114,8 +114,8 @@ func (s System) List(ctx context.Context, o ListOptions) ([]Device, error) {
 		}
 		d.Users = usage.users(n)
 		d.Links = links[d.Name]
-		if from := byPathLink(d.Links); from != "" {
-			d.ByPath = from
+		if names := byPathLinks(d.Links); len(names) > 0 && !slices.Contains(names, d.ByPath) {
+			d.ByPath = names[0] // udev knows more
 		}
 		switch {
 		case o.Read:
@@ -169,13 +169,13 @@ func (s System) links() map[string][]string {
 	return links
 }
 
-func byPathLink(links []string) string {
+func byPathLinks(links []string) (names []string) {
 	for _, l := range links {
 		if name, ok := strings.CutPrefix(l, "/dev/disk/by-path/"); ok {
-			return name
+			names = append(names, name)
 		}
 	}
-	return ""
+	return names
 }
 
 // bootedFrom is the PARTUUID of the ESP that the firmware started the system
