@@ -217,3 +217,27 @@ func TestBootMediumByItsTable(t *testing.T) {
 		}
 	}
 }
+
+// FuzzTable: whatever is on a disk, its table is read in bounds, and without a
+// prober's help nothing of it reaches a terminal that is no text.
+func FuzzTable(f *testing.F) {
+	b := make([]byte, 2048)
+	b[510], b[511], b[446+4], b[446+9], b[446+13] = 0x55, 0xaa, 0x5, 1, 1
+	f.Add(b, false)
+	f.Add(make([]byte, 34*512), true)
+	f.Fuzz(func(t *testing.T, b []byte, large bool) {
+		sector := int64(512)
+		if large {
+			sector = 4096
+		}
+		name, parts, err := readTable(strings.NewReader(string(b)), int64(len(b)), sector)
+		if err != nil || name == nil && len(parts) > 0 || len(parts) > 1024 {
+			t.Fatalf("%v, %d partitions, %v", name, len(parts), err)
+		}
+		for _, p := range merge(parts, parts, true) {
+			if p.Label != clean(p.Label) || p.Unknown {
+				t.Errorf("%+v", p)
+			}
+		}
+	})
+}
