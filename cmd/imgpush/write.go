@@ -33,6 +33,7 @@ func writeCommand() *cli.Command {
 		ArgsUsage: "REF TARGET",
 		Description: `TARGET is a block device or a raw disk file, at least as large as the image: its
 partition table is fitted to it, and the image's growing partition reaches to its end.
+--disk describes the disk instead: unless exactly one is meant, nothing happens.
 
 What the target already holds is not written again, so running the same command again
 finishes an interrupted write, and redeploying moves only what changed. Ctrl-C leaves a
@@ -46,8 +47,10 @@ nothing is written.
 
   imgpush write registry.example/os/server:1.0 /dev/sdX --key cosign.pub --dry-run
   imgpush write registry.example/os/server:1.0 /dev/sdX --key cosign.pub --hostname db1
+  imgpush write registry.example/os/server:1.0 --disk 'transport=nvme' --key cosign.pub
   imgpush write oci:images:debian-server disk.raw --yes --insecure-no-signature`,
 		Flags: append([]cli.Flag{
+			diskFlag,
 			&cli.BoolFlag{Name: "yes", Usage: "do not ask; needed where no terminal can be asked"},
 			&cli.BoolFlag{Name: "dry-run", Usage: "print what would be done; the target is read, not written"},
 			&cli.StringFlag{Name: "verify", Usage: "`WHAT` is read back: written (what was written), full (every byte, zeros too)", Value: "written"},
@@ -82,7 +85,7 @@ type write struct {
 }
 
 func runWrite(c *cli.Context) (err error) {
-	if c.NArg() != 2 {
+	if c.NArg()+len(c.StringSlice(diskFlag.Name)) != 2 || c.NArg() == 0 {
 		return ui.Usagef(c, "write needs a REF and a TARGET, got %d arguments", c.NArg())
 	}
 	config, err := machineConfig(c)
@@ -92,6 +95,10 @@ func runWrite(c *cli.Context) (err error) {
 	w := &write{c: c, talk: ui.From(c)}
 	w.options = deliver.Options{Workers: c.Int("workers"), Progress: new(deliver.Progress), Now: time.Now}
 	if w.options.Verify, err = verifyMode(c); err != nil {
+		return err
+	}
+	targets, err := aims(c, c.Args().Tail())
+	if err != nil {
 		return err
 	}
 	begun := time.Now()
@@ -111,8 +118,8 @@ func runWrite(c *cli.Context) (err error) {
 		return err
 	}
 	defer w.artifact.Close()
-	w.disk, err = blockdev.Open(c.Context, c.Args().Get(1), blockdev.Options{
-		SectorSize: w.artifact.Config().Disk.SectorSize, ReadOnly: c.Bool("dry-run")})
+	w.disk, err = blockdev.Open(c.Context, targets[0].path, blockdev.Options{
+		SectorSize: w.artifact.Config().Disk.SectorSize, ReadOnly: c.Bool("dry-run"), Expect: targets[0].expect})
 	if err != nil {
 		return exitError(err)
 	}
