@@ -89,10 +89,10 @@ func (g *group) alive() (out []*applier) {
 	return out
 }
 
-// fail ends the work on all targets.
-func (g *group) fail(err error) {
+// stop ends the work on all targets.
+func (g *group) stop(err error) {
 	for _, a := range g.alive() {
-		a.fail(err)
+		a.stop(err)
 	}
 }
 
@@ -118,7 +118,7 @@ func (g *group) fetchCommit(ctx context.Context) {
 	for _, a := range g.alive() {
 		a.meter.enter(PhaseFetch)
 		if err := a.fetchCommit(ctx, f, chunks); err != nil {
-			g.fail(err)
+			g.stop(err)
 			return
 		}
 	}

@@ -143,7 +143,7 @@ func TestOneTargetFailsTheOthersGoOn(t *testing.T) {
 func TestSeveralTargetsMismatch(t *testing.T) {
 	all, source := lanes(t)
 	js := jobs(t, all)
-	all[1].disk.AfterFlush = func(medium []byte) { medium[2*mib+5] ^= 1 }
+	all[1].disk.AfterFlush = func(medium []byte) { medium[2*mib+5] |= 0x80 }
 	outs := deliver.ApplyAll(ctx, js, source, deliver.Options{Window: 100 << 10})
 	for i, out := range outs {
 		e, bad := errors.AsType[*deliver.Error](out.Err)

@@ -34,17 +34,34 @@ type applier struct {
 	last   []late        // what the commit writes
 	turn   chan struct{} // one window is read back at a time
 
-	mu  sync.Mutex
-	err error // why nothing more is done with this target
+	mu     sync.Mutex
+	err    error // why nothing more is done with this target
+	broken bool  // it is the target's
 }
 
-// fail ends the work on the target. The first reason is the one that counts.
+// fail ends the work on a target that failed. The first reason is the one that
+// counts.
 func (a *applier) fail(err error) {
+	a.stop(err)
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.broken = true
+}
+
+// stop ends the work on a target that is none the worse.
+func (a *applier) stop(err error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.err == nil {
 		a.err = err
 	}
+}
+
+// writable reports whether verified bytes may still be written to the target.
+func (a *applier) writable() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return !a.broken
 }
 
 // alive reports whether the target is still worked on.

@@ -197,7 +197,7 @@ func (g *group) writeWindow(ctx context.Context, win window) {
 			defer w.fetcher.close()
 			for {
 				if err := ctx.Err(); err != nil {
-					g.fail(err)
+					g.stop(err)
 					return
 				}
 				u, ok := take()
@@ -205,7 +205,7 @@ func (g *group) writeWindow(ctx context.Context, win window) {
 					return
 				}
 				if err := w.do(ctx, u); err != nil {
-					g.fail(err)
+					g.stop(err)
 					cancel()
 					return
 				}
@@ -252,11 +252,9 @@ func (w *writer) do(ctx context.Context, u unit) error {
 		w.stage = make([]byte, 0, max(ioSize, w.fetcher.index.ChunkSize))
 	}
 	w.lanes = u.lanes
-	if err := w.fetcher.window(ctx, u.chunks, w.room, w.keep); err != nil {
-		return err
-	}
-	w.flush()
-	return nil
+	err := w.fetcher.window(ctx, u.chunks, w.room, w.keep)
+	w.flush() // what is verified is written, so that the next run does not fetch it again
+	return err
 }
 
 // room returns where a chunk is decoded to: behind those that it continues on
@@ -291,7 +289,7 @@ func (w *writer) flush() {
 			if m.lanes&bit == 0 {
 				from = m.end
 			} else if end = m.end; i+1 == len(w.marks) || w.marks[i+1].lanes&bit == 0 {
-				if !a.alive() {
+				if !a.writable() {
 					break
 				}
 				if err := a.write(w.stage[from:end], w.at+int64(from)); err != nil {
