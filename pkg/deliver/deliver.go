@@ -6,6 +6,7 @@
 //	have, err := deliver.Look(ctx, want, disk, options)
 //	plan, err := deliver.NewPlan(want, have)         // pure; print it for a dry run
 //	report, err := deliver.Apply(ctx, plan, artifact, disk, options)
+//	outcomes := deliver.ApplyAll(ctx, jobs, artifact, options)       // several disks, fetched for once
 //	found, err := deliver.Check(ctx, want, disk, options)
 //
 // It guarantees that at every moment the target holds what it held before,

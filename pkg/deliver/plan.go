@@ -56,7 +56,7 @@ func NewPlan(want *Want, have *Have) (*Plan, error) {
 		have = &Have{}
 	}
 	if have.equal == nil {
-		have = &Have{equal: make([]bool, len(want.pieces)), stale: have.stale, looked: have.looked, before: have.before}
+		have = &Have{equal: make([]bool, len(want.pieces)), stale: have.stale, looked: have.looked, took: have.took, before: have.before}
 	}
 	if len(have.equal) != len(want.pieces) {
 		return nil, finish(context.Background(), errors.New("plan: what the target has was found for another want"), StateUntouched)
