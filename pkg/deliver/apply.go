@@ -46,6 +46,9 @@ func (a *applier) run(ctx context.Context) error {
 	if err := sameTarget(a.plan.want, a.target); err != nil {
 		return err
 	}
+	if err := canBecome(a.target, a.plan.want.rest); err != nil {
+		return err
+	}
 	if a.plan.Empty() {
 		// Nothing to write, but a run before this one may have been stopped
 		// before its last flush.
@@ -86,7 +89,7 @@ func (a *applier) clear(ctx context.Context) error {
 				return err
 			}
 		}
-		if i > 0 && i < len(a.plan.clear)-1 {
+		if i > 0 && i != a.plan.first-1 && i < len(a.plan.clear)-1 {
 			continue
 		}
 		if err := a.flush(); err != nil {
@@ -96,8 +99,11 @@ func (a *applier) clear(ctx context.Context) error {
 			if err := a.compare(late{Extent: e}); err != nil {
 				return err
 			}
+			a.state = StateNotBootable
+			if err := a.wipe(ctx); err != nil {
+				return err
+			}
 		}
-		a.state = StateNotBootable
 	}
 	return nil
 }
