@@ -60,7 +60,7 @@ nothing is written.
 			&cli.StringFlag{Name: "hostname", Usage: "the machine's `NAME`"},
 			&cli.StringSliceFlag{Name: "ssh-key", Usage: "`LINE` of authorized_keys for the image's default user; may be repeated"},
 			refs.PlatformFlag,
-		}, append(trust.Flags(), refs.Flags()...)...),
+		}, append(append(trust.Flags(), refs.Flags()...), beyondFlags()...)...),
 		Action: runWrite,
 	}
 }
@@ -73,6 +73,7 @@ type writeResult struct {
 	Target     blockdev.Info     `json:"target"`
 	Config     *diskimage.Digest `json:"config,omitempty"` // of the machine's config, which is not shown
 	DryRun     bool              `json:"dryRun,omitempty"`
+	OnDisk     []onDisk          `json:"onDisk,omitempty"` // that made the target, or a part of it, what it was
 	Plan       deliver.Summary   `json:"plan"`
 	Steps      []deliver.Step    `json:"steps,omitempty"`  // with --dry-run
 	Report     *deliver.Report   `json:"report,omitempty"` // without
@@ -86,6 +87,7 @@ type write struct {
 	artifact *oci.Artifact
 	disk     *blockdev.Disk
 	options  deliver.Options
+	beyond   beyond
 	result   writeResult
 }
 
@@ -100,6 +102,9 @@ func runWrite(c *cli.Context) (err error) {
 	w := &write{c: c, talk: ui.From(c)}
 	w.options = deliver.Options{Workers: c.Int("workers"), Progress: new(deliver.Progress), Now: time.Now}
 	if w.options.Verify, err = verifyMode(c); err != nil {
+		return err
+	}
+	if w.beyond, err = beyondFrom(c); err != nil {
 		return err
 	}
 	begun := time.Now()
@@ -217,6 +222,9 @@ func (w *write) plan(config firstboot.Config) (*deliver.Plan, error) {
 	if err := want.Resolve(ctx, a, w.options); err != nil {
 		return nil, err
 	}
+	if err := w.beyond.prepare(w.disk, want); err != nil {
+		return nil, err
+	}
 	step := w.talk.Step("look").Counts("read")
 	stop := follow(ctx, func() { step.Set(w.options.Progress.Looked.Load(), 0) })
 	have, err := deliver.Look(ctx, want, w.disk, w.options)
@@ -227,7 +235,14 @@ func (w *write) plan(config firstboot.Config) (*deliver.Plan, error) {
 	if step.End(err); err != nil {
 		return nil, err
 	}
-	return deliver.NewPlan(want, have)
+	if w.result.OnDisk, err = w.beyond.judge(w.disk, want, have); err != nil {
+		return nil, err
+	}
+	plan, err := deliver.NewPlan(want, have)
+	if err == nil && !plan.Empty() && !w.result.DryRun {
+		err = refuseProtected(w.result.OnDisk)
+	}
+	return plan, err
 }
 
 // apply does what the plan says, and shows how far it is.

@@ -55,6 +55,9 @@ func (a *applier) run(ctx context.Context) error {
 		if err := a.flush(); err != nil {
 			return err
 		}
+		if err := a.beforeCommit(ctx); err != nil {
+			return err
+		}
 		a.state = StateComplete
 		return nil
 	}
@@ -70,8 +73,21 @@ func (a *applier) run(ctx context.Context) error {
 	if err := a.body(ctx); err != nil {
 		return err
 	}
+	if err := a.beforeCommit(ctx); err != nil {
+		return err
+	}
 	a.meter.enter(PhaseCommit)
 	return a.commit(ctx, last)
+}
+
+func (a *applier) beforeCommit(ctx context.Context) error {
+	if a.opts.BeforeCommit == nil {
+		return nil
+	}
+	if err := a.opts.BeforeCommit(ctx); err != nil {
+		return &fault{ProblemWrite, err}
+	}
+	return nil
 }
 
 // clear makes the disk not bootable. LBA 0 goes first and alone: without it

@@ -17,8 +17,10 @@ const (
 	RestSecure  Rest = "secure"  // the whole target is erased by what its device class offers, and all of the image written anew
 )
 
-// Discarder is a Target that can be told that a range is not needed any more.
+// Discarder is a Target that may be able to be told that a range is not needed
+// any more. CanDiscard says why it cannot, and touches nothing.
 type Discarder interface {
+	CanDiscard() error
 	Discard(e diskimage.Extent) error
 }
 
@@ -38,8 +40,12 @@ func CanBecome(target Target, r Rest) error {
 func canBecome(target Target, r Rest) error {
 	switch r {
 	case RestDiscard:
-		if _, ok := target.(Discarder); !ok {
+		d, ok := target.(Discarder)
+		if !ok {
 			return faultf(ProblemTarget, "the disk cannot discard")
+		}
+		if err := d.CanDiscard(); err != nil {
+			return faultf(ProblemTarget, "the disk cannot discard: %w", err)
 		}
 	case RestSecure:
 		e, ok := target.(SecureEraser)
@@ -91,6 +97,9 @@ func (w *Want) beyond(pieces []piece) (out []diskimage.Extent) {
 // Beyond returns the target's bytes beyond the image and the overlays, which
 // are kept unless SetRest or Have.Erase say otherwise.
 func (w *Want) Beyond() []diskimage.Extent { return w.beyond(w.pieces) }
+
+// ImageSize returns where the image ends, in bytes.
+func (w *Want) ImageSize() int64 { return w.index.DiskSize }
 
 // Erase names bytes that the clear step shall zero beyond the image and the
 // overlays, such as those that make a kernel find a RAID that was. Whole

@@ -248,6 +248,8 @@ type wiper struct {
 	erased    int
 }
 
+func (d *wiper) CanDiscard() error { return d.why }
+
 func (d *wiper) Discard(e diskimage.Extent) error {
 	d.discarded = append(d.discarded, e)
 	_, err := d.WriteAt(bytes.Repeat([]byte{0xDD}, int(e.Len)), e.Off)
@@ -312,6 +314,7 @@ func TestWipesWhatItCan(t *testing.T) {
 		why    string
 	}{
 		{deliver.RestDiscard, plain, "cannot discard"},
+		{deliver.RestDiscard, &wiper{Disk: plain, why: errors.New("it takes none")}, "it takes none"},
 		{deliver.RestSecure, plain, "cannot be erased securely"},
 		{deliver.RestSecure, &wiper{Disk: plain, why: errors.New("it is frozen")}, "it is frozen"},
 	} {

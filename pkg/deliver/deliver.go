@@ -96,11 +96,15 @@ func InfoOf(t Target) TargetInfo { return TargetInfo{Size: t.Size(), SectorSize:
 
 // Options is how to work. The zero value is safe and right for most.
 type Options struct {
-	Workers  int              // goroutines that fetch, decode and write; 0: twice the cores, 4 to 16
-	Verify   Verify           // what is read back; the zero value is VerifyWritten
-	Window   int64            // bytes of the target that are written, flushed, and read back while the next are written; 0: 256 MiB
-	Progress *Progress        // counters to show while it runs; nil: nobody looks
-	Now      func() time.Time // clock for the report's times; nil: they stay zero
+	Workers int    // goroutines that fetch, decode and write; 0: twice the cores, 4 to 16
+	Verify  Verify // what is read back; the zero value is VerifyWritten
+	Window  int64  // bytes of the target that are written, flushed, and read back while the next are written; 0: 256 MiB
+	// BeforeCommit is called once the target holds everything and that is
+	// verified, and before it becomes bootable: an error leaves it so. It is
+	// called for a plan without differences, too.
+	BeforeCommit func(ctx context.Context) error
+	Progress     *Progress        // counters to show while it runs; nil: nobody looks
+	Now          func() time.Time // clock for the report's times; nil: they stay zero
 }
 
 // Verify is how much is read back after the body is written.

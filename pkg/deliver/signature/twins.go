@@ -81,9 +81,10 @@ func Twins(want []Identity, other *Found) (shared []Identity) {
 }
 
 // BootBytes returns what makes a disk of sectors of the given size one that
-// boots or configures: LBA 0, which leads, every GPT that was found, and
-// CIDATA volumes' first sectors. All are whole sectors.
-func (f *Found) BootBytes(size, sector int64) []diskimage.Extent {
+// boots, configures, or is found by an identity: LBA 0, which leads, every GPT
+// that was found, CIDATA volumes' signatures, and those outside of partitions
+// that bear one of the identities. All are whole sectors.
+func (f *Found) BootBytes(size, sector int64, identities ...Identity) []diskimage.Extent {
 	out := []diskimage.Extent{{Len: min(sector, size)}}
 	for _, t := range f.Tables {
 		if t.Type == "gpt" {
@@ -91,7 +92,7 @@ func (f *Found) BootBytes(size, sector int64) []diskimage.Extent {
 		}
 	}
 	for _, s := range f.Signatures {
-		if s.config() {
+		if s.config() || s.Place == "" && s.UUID != "" && slices.Contains(identities, filesystemUUID(s.UUID)) {
 			out = append(out, s.Extent)
 		}
 	}
