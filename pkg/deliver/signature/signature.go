@@ -7,7 +7,7 @@
 //	for _, s := range found.Signatures {
 //		if s.Protected() { … }        // more depends on it than this disk shows
 //	}
-//	twins := signature.Twins(signature.IdentitiesOf(table), found)
+//	twins := signature.Twins(signature.IdentitiesOf(table, nil, nil), found)
 //
 // It looks at the whole disk, at every partition of every table that it finds,
 // the primary and the backup one, valid or not, and at the regions that the

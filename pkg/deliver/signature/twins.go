@@ -21,20 +21,37 @@ func (i Identity) String() string { return i.Kind + " " + i.Value }
 // seed, in either case. Other labels are not identities: every disk has an ESP.
 const configLabel = "CIDATA"
 
-// IdentitiesOf returns what a table, fitted to its target, says of a disk.
-func IdentitiesOf(t *diskimage.Table) (out []Identity) {
-	if t == nil {
-		return nil
-	}
-	out = append(out, Identity{"disk GUID", t.DiskGUID.String()})
-	for _, p := range t.Partitions {
-		out = append(out, Identity{"PARTUUID", p.GUID.String()})
-		if p.Filesystem.UUID != "" {
-			out = append(out, filesystemUUID(p.Filesystem.UUID))
+// IdentitiesOf returns those of a disk as it shall be: with a table that is
+// fitted to it, an MBR, or a filesystem on the whole of it. Each may be nil.
+func IdentitiesOf(t *diskimage.Table, m *diskimage.MBR, whole *diskimage.Filesystem) (out []Identity) {
+	filesystem := func(f diskimage.Filesystem) {
+		if f.UUID != "" {
+			out = append(out, filesystemUUID(f.UUID))
 		}
-		if p.Role == diskimage.RoleConfig || strings.EqualFold(p.Filesystem.Label, configLabel) {
+		if strings.EqualFold(f.Label, configLabel) {
 			out = append(out, Identity{"label", configLabel})
 		}
+	}
+	if t != nil {
+		out = append(out, Identity{"disk GUID", t.DiskGUID.String()})
+		for _, p := range t.Partitions {
+			out = append(out, Identity{"PARTUUID", p.GUID.String()})
+			filesystem(p.Filesystem)
+			if p.Role == diskimage.RoleConfig {
+				out = append(out, Identity{"label", configLabel})
+			}
+		}
+	}
+	if m != nil {
+		if m.DiskID != 0 {
+			out = append(out, Identity{"disk ID", m.DiskID.String()})
+		}
+		for _, p := range m.Partitions {
+			filesystem(p.Filesystem)
+		}
+	}
+	if whole != nil {
+		filesystem(*whole)
 	}
 	return out
 }
