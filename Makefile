@@ -34,7 +34,8 @@ quick:
 
 # What other tools say of what we store, and what we say of theirs.
 judges: tools
-	IMGPIPE_JUDGES=1 $(GO) test -count=1 -timeout 30m -v ./pkg/oci/sign ./cmd/imgpush -run Judges
+	IMGPIPE_JUDGES=1 IMGPIPE_MUTATIONS=100000 $(GO) test -count=1 -timeout 30m -v ./pkg/oci/sign ./cmd/imgpush -run 'Judges|Mutations'
+	IMGPIPE_KILLS=40 $(GO) test -count=1 -timeout 10m -v ./pkg/oci/registry -run 'Killed|Conformance'
 
 # Real packages, real firmware, real boots: half an hour without KVM.
 boots: deps programs
@@ -45,6 +46,7 @@ boots: deps programs
 bench: tools programs
 	@.ci/bench $(BUILD)
 	@.ci/bench-store $(BUILD)
+	@.ci/bench-deliver $(BUILD)
 
 clean:
 	rm -rf $(BUILD)

@@ -17,7 +17,8 @@ func gcCommand() *cli.Command {
 		Usage:     "delete what no tag of a layout names any more",
 		ArgsUsage: "oci:DIR",
 		Description: `Building under a tag that exists leaves the blobs of the image it named before, so that
-who still reads them by digest can. This deletes them, and what interrupted builds left.
+who still reads them by digest can. This deletes them with their signatures, and what
+interrupted builds left. imgpush registry DIR --gc does it for all layouts below DIR.
 It waits for nobody: a layout that is in use is left alone.
 
   imgbuild gc oci:images`,
@@ -42,7 +43,11 @@ It waits for nobody: a layout that is in use is left alone.
 				return err
 			}
 			return ui.From(c).Result(report, func(w io.Writer) error {
-				_, err := fmt.Fprintf(w, "%s: %d blobs and %d unfinished files deleted, %s freed\n", ref, report.Blobs, report.Temps, ui.Bytes(report.Bytes))
+				referrers := ""
+				if report.Manifests > 0 {
+					referrers = fmt.Sprintf("%d signatures and other referrers, ", report.Manifests)
+				}
+				_, err := fmt.Fprintf(w, "%s: %s%d blobs and %d unfinished files deleted, %s freed\n", ref, referrers, report.Blobs, report.Temps, ui.Bytes(report.Bytes))
 				return err
 			})
 		},

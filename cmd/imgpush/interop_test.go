@@ -9,8 +9,6 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
-	"net"
-	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -20,6 +18,7 @@ import (
 
 	"github.com/imgpipe/imgpipe/pkg/diskimage"
 	"github.com/imgpipe/imgpipe/pkg/oci"
+	"github.com/imgpipe/imgpipe/pkg/oci/ocitest"
 )
 
 // These tests let other tools judge what is stored: `make judges` installs them
@@ -49,7 +48,7 @@ func newLab(t *testing.T) *lab {
 	l.run("go", "build", "-trimpath", "-o", l.imgpush, ".")
 	t.Setenv("HOME", l.dir) // no configuration of whoever runs the test
 	l.registries["ours"] = l.serve()
-	l.registries["distribution"] = l.distribution()
+	l.registries["distribution"] = ocitest.Distribution(t)
 	return l
 }
 
@@ -119,33 +118,6 @@ func (l *lab) serve(flags ...string) string {
 		l.t.Fatalf("imgpush registry said %q, want its URL", line)
 	}
 	return strings.TrimRight(host, "/")
-}
-
-// distribution starts the registry of the CNCF's distribution project.
-func (l *lab) distribution() string {
-	l.t.Helper()
-	port, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		l.t.Fatal(err)
-	}
-	addr := port.Addr().String()
-	port.Close()
-	config := filepath.Join(l.dir, "distribution.yml")
-	text := fmt.Sprintf("version: 0.1\nlog: {level: error}\nstorage:\n  filesystem: {rootdirectory: %s}\n  delete: {enabled: true}\nhttp: {addr: %q}\n",
-		filepath.Join(l.dir, "distribution"), addr)
-	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
-		l.t.Fatal(err)
-	}
-	l.start(exec.Command("registry", "serve", config))
-	for range 200 {
-		if resp, err := http.Get("http://" + addr + "/v2/"); err == nil {
-			resp.Body.Close()
-			return addr
-		}
-		time.Sleep(50 * time.Millisecond) // its only sign of life is an answer
-	}
-	l.t.Fatal("distribution's registry does not answer")
-	return ""
 }
 
 // sparseDisk is zeros but for a few extents.

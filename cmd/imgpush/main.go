@@ -21,7 +21,7 @@ written last: at every moment the target holds what it held before, untouched, o
 not boot, or is the verified image.
 
   imgpush push oci:images:debian-server registry.example/os/debian-server:2026.11.1
-  imgpush write oci:images:debian-server /dev/sdX --yes --insecure-no-signature`,
-		Commands: []*cli.Command{writeCommand(), pushCommand(), registryCommand(), verifyCommand()},
+  imgpush write registry.example/os/debian-server:2026.11.1 /dev/sdX --key cosign.pub`,
+		Commands: []*cli.Command{disksCommand(), writeCommand(), checkCommand(), pushCommand(), registryCommand(), verifyCommand()},
 	}
 }

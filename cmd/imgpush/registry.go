@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -65,28 +66,34 @@ func runRegistry(c *cli.Context) error {
 	if rest, ok := strings.CutPrefix(root, "oci:"); ok {
 		return ui.Fail(ui.ExitUsage, fmt.Errorf("%s: want a directory, not a reference", root), "imgpush registry "+rest)
 	}
-	if c.Bool("gc") {
-		return collect(c, root)
-	}
 	o := registry.Options{ReadOnly: c.Bool("read-only"), AnonymousPull: c.Bool("anonymous-pull"), MaxBlob: c.Int64("max-blob") << 30}
 	switch {
 	case c.Int64("max-blob") <= 0 || c.Int64("max-blob") > 1<<20:
 		return ui.Usagef(c, "--max-blob %d: want 1 to 1048576 GiB", c.Int64("max-blob"))
 	case (c.String("tls-cert") == "") != (c.String("tls-key") == ""):
 		return ui.Usagef(c, "--tls-cert and --tls-key belong together")
+	case c.Bool("gc") && o.ReadOnly:
+		return ui.Usagef(c, "--gc changes DIR, --read-only forbids it")
 	case o.AnonymousPull && c.String("htpasswd") == "":
 		return ui.Usagef(c, "--anonymous-pull means something only with --htpasswd")
+	}
+	if c.Bool("gc") {
+		return collect(c, root)
 	}
 	if path := c.String("htpasswd"); path != "" {
 		var err error
 		if o.Users, err = registry.LoadUsers(path); err != nil {
-			return ui.Fail(ui.ExitUsage, fmt.Errorf("--htpasswd: %w", err), "htpasswd -B -c FILE NAME makes one")
+			return ui.Fail(ui.ExitUsage, fmt.Errorf("--htpasswd: %w", err), "htpasswd -B FILE NAME adds a user; with -c it makes the file")
 		}
 	}
 	return serveRegistry(c, root, o)
 }
 
 func serveRegistry(c *cli.Context, root string, o registry.Options) (err error) {
+	certificates, err := keyPair(c)
+	if err != nil {
+		return err
+	}
 	listener, url, err := listen(c)
 	if err != nil {
 		return err
@@ -103,7 +110,8 @@ func serveRegistry(c *cli.Context, root string, o registry.Options) (err error) 
 	defer func() { err = errors.Join(err, reg.Close()) }()
 	server := &http.Server{
 		Handler: reg, ReadHeaderTimeout: 30 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 64 << 10,
-		ErrorLog: log.New(logger, "", 0), // handshakes that fail, handlers that panic
+		ErrorLog:  log.New(logger, "", 0), // handshakes that fail, handlers that panic
+		TLSConfig: &tls.Config{Certificates: certificates, MinVersion: tls.VersionTLS12},
 	}
 	if err := ui.From(c).Result(map[string]any{"url": url, "directory": root, "readOnly": o.ReadOnly}, func(w io.Writer) error {
 		_, err := fmt.Fprintf(w, "serving %s at %s\n", root, url)
@@ -113,8 +121,8 @@ func serveRegistry(c *cli.Context, root string, o registry.Options) (err error) 
 	}
 	ended := make(chan error, 1)
 	go func() {
-		if c.String("tls-cert") != "" {
-			ended <- server.ServeTLS(listener, c.String("tls-cert"), c.String("tls-key"))
+		if certificates != nil {
+			ended <- server.ServeTLS(listener, "", "")
 		} else {
 			ended <- server.Serve(listener)
 		}
@@ -148,17 +156,24 @@ func rootError(root string, err error) error {
 	return ui.Fail(ui.ExitTarget, err, "")
 }
 
+// keyPair reads the certificate, if there is one to be.
+func keyPair(c *cli.Context) ([]tls.Certificate, error) {
+	if c.String("tls-cert") == "" {
+		return nil, nil
+	}
+	pair, err := tls.LoadX509KeyPair(c.String("tls-cert"), c.String("tls-key"))
+	if err != nil {
+		return nil, ui.Fail(ui.ExitUsage, fmt.Errorf("--tls-cert %s, --tls-key %s: %w", c.String("tls-cert"), c.String("tls-key"), err), "")
+	}
+	return []tls.Certificate{pair}, nil
+}
+
 // listen opens the address, unless passwords and images would cross a network
 // in the clear.
 func listen(c *cli.Context) (net.Listener, string, error) {
 	address, scheme := c.String("listen"), "http"
 	if c.String("tls-cert") != "" {
 		scheme = "https"
-		for _, name := range []string{"tls-cert", "tls-key"} { // before the port is taken
-			if _, err := os.Stat(c.String(name)); err != nil {
-				return nil, "", ui.Fail(ui.ExitUsage, fmt.Errorf("--%s: %w", name, err), "")
-			}
-		}
 	}
 	host, port, err := net.SplitHostPort(address)
 	if err != nil {
@@ -217,7 +232,7 @@ func writeCollected(w io.Writer, done []registry.Collected) error {
 			continue // said as the error
 		}
 		freed += r.GC.Bytes
-		if _, err := fmt.Fprintf(w, "%s: %d manifests, %d blobs and %d unfinished files deleted\n", r.Name, r.GC.Manifests, r.GC.Blobs, r.GC.Temps); err != nil {
+		if _, err := fmt.Fprintf(w, "%s: %d referrers, %d blobs and %d unfinished files deleted\n", r.Name, r.GC.Manifests, r.GC.Blobs, r.GC.Temps); err != nil {
 			return err
 		}
 	}

@@ -11,7 +11,6 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"github.com/imgpipe/imgpipe/cmd/internal/refs"
-	"github.com/imgpipe/imgpipe/cmd/internal/trust"
 	"github.com/imgpipe/imgpipe/cmd/internal/ui"
 	"github.com/imgpipe/imgpipe/pkg/deliver"
 	"github.com/imgpipe/imgpipe/pkg/deliver/blockdev"
@@ -34,6 +33,7 @@ func writeCommand() *cli.Command {
 		ArgsUsage: "REF TARGET",
 		Description: `TARGET is a block device or a raw disk file, at least as large as the image: its
 partition table is fitted to it, and the image's growing partition reaches to its end.
+--disk describes the disk instead: unless exactly one is meant, nothing happens.
 
 What the target already holds is not written again, so running the same command again
 finishes an interrupted write, and redeploying moves only what changed. Ctrl-C leaves a
@@ -47,20 +47,15 @@ nothing is written.
 
   imgpush write registry.example/os/server:1.0 /dev/sdX --key cosign.pub --dry-run
   imgpush write registry.example/os/server:1.0 /dev/sdX --key cosign.pub --hostname db1
+  imgpush write registry.example/os/server:1.0 --disk 'transport=nvme' --key cosign.pub
   imgpush write oci:images:debian-server disk.raw --yes --insecure-no-signature`,
 		Flags: append([]cli.Flag{
+			diskFlag,
 			&cli.BoolFlag{Name: "yes", Usage: "do not ask; needed where no terminal can be asked"},
-			&cli.BoolFlag{Name: "insecure-no-signature", Usage: "write the image without asking who signed it"},
 			&cli.BoolFlag{Name: "dry-run", Usage: "print what would be done; the target is read, not written"},
 			&cli.StringFlag{Name: "verify", Usage: "`WHAT` is read back: written (what was written), full (every byte, zeros too)", Value: "written"},
 			&cli.IntFlag{Name: "workers", Usage: "fetch, decode and write with `N` workers", DefaultText: "by processors"},
-			&cli.StringFlag{Name: "user-data", Usage: "cloud-init user-data from `FILE`"},
-			&cli.StringFlag{Name: "meta-data", Usage: "cloud-init meta-data from `FILE`"},
-			&cli.StringFlag{Name: "network-config", Usage: "cloud-init network-config from `FILE`"},
-			&cli.StringFlag{Name: "hostname", Usage: "the machine's `NAME`"},
-			&cli.StringSliceFlag{Name: "ssh-key", Usage: "`LINE` of authorized_keys for the image's default user; may be repeated"},
-			refs.PlatformFlag,
-		}, append(append(trust.Flags(), refs.Flags()...), beyondFlags()...)...),
+		}, append(imageFlags(), beyondFlags()...)...),
 		Action: runWrite,
 	}
 }
@@ -92,7 +87,7 @@ type write struct {
 }
 
 func runWrite(c *cli.Context) (err error) {
-	if c.NArg() != 2 {
+	if c.NArg()+len(c.StringSlice(diskFlag.Name)) != 2 || c.NArg() == 0 {
 		return ui.Usagef(c, "write needs a REF and a TARGET, got %d arguments", c.NArg())
 	}
 	config, err := machineConfig(c)
@@ -105,6 +100,10 @@ func runWrite(c *cli.Context) (err error) {
 		return err
 	}
 	if w.beyond, err = beyondFrom(c); err != nil {
+		return err
+	}
+	targets, err := aims(c, c.Args().Tail())
+	if err != nil {
 		return err
 	}
 	begun := time.Now()
@@ -120,12 +119,12 @@ func runWrite(c *cli.Context) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, opener.Close()) }()
-	if err := w.open(opener, ref); err != nil {
+	if w.artifact, w.result.Signatures, err = believed(c, opener, ref); err != nil {
 		return err
 	}
 	defer w.artifact.Close()
-	w.disk, err = blockdev.Open(c.Context, c.Args().Get(1), blockdev.Options{
-		SectorSize: w.artifact.Config().Disk.SectorSize, ReadOnly: c.Bool("dry-run")})
+	w.disk, err = blockdev.Open(c.Context, targets[0].path, blockdev.Options{
+		SectorSize: w.artifact.Config().Disk.SectorSize, ReadOnly: c.Bool("dry-run"), Expect: targets[0].expect})
 	if err != nil {
 		return exitError(err)
 	}
@@ -157,69 +156,11 @@ func runWrite(c *cli.Context) (err error) {
 	return w.talk.Result(w.result, w.writeReport)
 }
 
-// open opens the image, once it is settled that it is to be trusted: before that
-// nothing of it but the manifest is read.
-func (w *write) open(opener *refs.Opener, ref oci.Ref) error {
-	c := w.c
-	t, err := trust.From(c)
-	switch {
-	case err != nil:
-		return err
-	case t == nil && !c.Bool("insecure-no-signature"):
-		return ui.Fail(ui.ExitTrust, fmt.Errorf("%s: nothing says that this image is to be trusted; the target is untouched", ref),
-			"--key cosign.pub, or --policy FILE; --insecure-no-signature writes it all the same")
-	case t != nil && c.Bool("insecure-no-signature"):
-		return ui.Usagef(c, "--insecure-no-signature beside a key or a policy: which of them is meant?")
-	}
-	untouched := func(err error) error {
-		if ui.Code(err) != ui.ExitTrust {
-			return err
-		}
-		hint := ""
-		if e, ok := errors.AsType[*ui.Error](err); ok {
-			hint = e.Hint
-		}
-		return ui.Fail(ui.ExitTrust, fmt.Errorf("%w; the target is untouched", err), hint)
-	}
-	ref.Platform = c.String(refs.PlatformFlag.Name)
-	pin, err := opener.Resolve(c.Context, ref)
-	if err != nil {
-		return untouched(err)
-	}
-	if t != nil {
-		verdict, err := trust.Pinned(c.Context, t, pin)
-		if err != nil {
-			return untouched(err)
-		}
-		w.result.Signatures = vouchedBy(verdict.Signatures)
-	}
-	w.artifact, err = pin.Open(c.Context)
-	return untouched(refs.Fail(err))
-}
-
 // plan looks at the target and decides what to do with it.
 func (w *write) plan(config firstboot.Config) (*deliver.Plan, error) {
-	ctx, a, info := w.c.Context, w.artifact, deliver.InfoOf(w.disk)
-	table, overlays, err := deliver.Fit(a.Table(), info, deliver.FitOptions{Config: !config.IsZero()})
+	ctx := w.c.Context
+	want, err := layOut(ctx, w.artifact, deliver.InfoOf(w.disk), config, w.options)
 	if err != nil {
-		return nil, err
-	}
-	if !config.IsZero() {
-		seed, err := firstboot.Overlay(table, config, a.Config().Epoch)
-		if err != nil {
-			code := ui.ExitTarget
-			if errors.Is(err, firstboot.ErrMetaData) {
-				code = ui.ExitUsage
-			}
-			return nil, ui.Fail(code, fmt.Errorf("config: %w; the target is untouched", err), "")
-		}
-		overlays = append(overlays, seed)
-	}
-	want, err := deliver.NewWant(a.Index(), table, info, overlays)
-	if err != nil {
-		return nil, err
-	}
-	if err := want.Resolve(ctx, a, w.options); err != nil {
 		return nil, err
 	}
 	if err := w.beyond.prepare(w.disk, want); err != nil {
@@ -344,8 +285,10 @@ var exitCodes = map[deliver.Problem]int{
 	deliver.ProblemInterrupted: ui.ExitInterrupted,
 }
 
-// exitError says which target an error is about, and gives it its exit code.
-func (w *write) exitError(err error) error {
+func (w *write) exitError(err error) error { return targetError(w.disk.Info().Path, err) }
+
+// targetError says which target an error is about, and gives it its exit code.
+func targetError(path string, err error) error {
 	e, ok := errors.AsType[*deliver.Error](err)
 	if !ok {
 		return exitError(err)
@@ -354,7 +297,7 @@ func (w *write) exitError(err error) error {
 	if e.Problem == deliver.ProblemSource && errors.Is(err, oci.ErrCorrupt) { // a blob that was cut short
 		code, try = ui.ExitTrust, refs.Damaged
 	}
-	return ui.Fail(code, fmt.Errorf("%s: %w", w.disk.Info().Path, err), try)
+	return ui.Fail(code, fmt.Errorf("%s: %w", path, err), try)
 }
 
 // exitError gives an error of package deliver its exit code.

@@ -13,6 +13,7 @@
 // safety:
 //
 //	clear   LBA 0, sync, read back; the rest of the first MiB, the backup GPT, and the one that the old header names, sync
+//	        (the GPT headers, sync, and what is erased beyond the image, sync, go before the rest)
 //	body    everything else, each chunk hashed before it is written; sync; read back, by windows
 //	commit  backup GPT and LBA 1 to the end of the first MiB, sync, read back; LBA 0, sync, read back
 //

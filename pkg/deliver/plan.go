@@ -36,7 +36,7 @@ type Plan struct {
 	have    *Have
 	actions []Action           // one for each piece of want
 	clear   []diskimage.Extent // zeroed first; [0, one sector) leads
-	first   int                // as many of them are durable before the others: they are found by what the others hold
+	synced  []int              // after so many of them everything is made durable
 	empty   bool
 }
 
@@ -86,15 +86,29 @@ func NewPlan(want *Want, have *Have) (*Plan, error) {
 }
 
 // planClear lists what is zeroed first: the switch, then whatever else firmware
-// or a kernel could take for a way in.
+// or a kernel could take for a way in. What lies beyond the image goes in
+// between: behind the GPT's headers, since some firmware starts a disk by those
+// alone, and before its entries, by which a run that is cut here finds again
+// where the old partitions were.
 func (p *Plan) planClear() {
 	w := p.want
 	sector := w.target.SectorSize
+	sync := func() {
+		if n := len(p.clear); len(p.synced) == 0 || n > p.synced[len(p.synced)-1] {
+			p.synced = append(p.synced, n)
+		}
+	}
 	p.clear = append(p.clear, diskimage.Extent{Len: min(sector, w.target.Size)})
-	// The places of old partitions are known from the tables that are cleared
-	// next: a run that is cut here must find them again.
-	p.clear = append(p.clear, p.have.erase...)
-	p.first = len(p.clear)
+	sync()
+	if len(p.have.erase) > 0 || w.rest == RestDiscard || w.rest == RestSecure {
+		if w.head > sector {
+			p.clear = append(p.clear, diskimage.Extent{Off: sector, Len: min(sector, w.head-sector)})
+		}
+		p.clear = append(p.clear, p.have.stale...)
+		sync()
+		p.clear = append(p.clear, p.have.erase...)
+		sync()
+	}
 	if w.head > sector {
 		p.clear = append(p.clear, diskimage.Extent{Off: sector, Len: w.head - sector})
 	}
@@ -106,6 +120,7 @@ func (p *Plan) planClear() {
 			p.clear = append(p.clear, e)
 		}
 	}
+	sync()
 }
 
 // cleared reports whether the clear phase touches e.

@@ -4,24 +4,46 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"os"
 	"testing"
 
 	"github.com/imgpipe/imgpipe/pkg/deliver"
 	"github.com/imgpipe/imgpipe/pkg/deliver/delivertest"
+	"github.com/imgpipe/imgpipe/pkg/diskimage"
 )
 
-// invariant is what must hold of a disk at every moment: it is what it was
-// before, or it does not boot, or it is the image. The model of booting is
-// severe: whatever is not zero in LBA 0 boots.
-func invariant(state, before, want []byte, sector int64) error {
+// soak asks for what takes minutes.
+var soak = os.Getenv("IMGPIPE_SOAK") != ""
+
+// invariant is what must hold of a disk at every moment. A model of booting that
+// is severe takes whatever is not zero in LBA 0 for bootable.
+func (s *scene) invariant(before, want []byte, severe bool) delivertest.Invariant {
+	// The backup GPT, and what is in the same chunks.
+	tail := (16<<10 + s.sector + chunkSize - 1) / chunkSize * chunkSize
+	return delivertest.Invariant{Before: before, Want: want, Severe: severe,
+		Last: []diskimage.Extent{{Len: mib}, {Off: s.size - tail, Len: tail}}}
+}
+
+// thorough is how many states of a cut are looked at.
+func (s *scene) thorough(seed uint64) delivertest.Cuts {
 	switch {
-	case bytes.Equal(state[:sector], make([]byte, sector)):
-		return nil
-	case bytes.Equal(state, before), bytes.Equal(state, want):
-		return nil
+	case soak:
+		return delivertest.Cuts{Seed: seed, Subsets: 12, Samples: 200}
+	case s.sector == 4096 && s.size == 4*mib:
+		return delivertest.Cuts{Seed: seed, Subsets: 12}
 	}
-	return fmt.Errorf("LBA 0 is %.16x…, and the disk differs from what was before at %d, from the image at %d",
-		state[:sector], firstDifference(state, before), firstDifference(state, want))
+	return delivertest.Cuts{Seed: seed}
+}
+
+// befores are disks of all kinds that the scene may be written onto.
+func (s *scene) befores(t testing.TB) map[string][]byte {
+	older := s.expected(t, dirty(s.size))
+	copy(older[2*mib:], "an older release")
+	same := s.expected(t, dirty(s.size))
+	same[2*mib+128<<10] ^= 1 // in the body only: ESP, superblock and tail are equal already
+	return map[string][]byte{
+		"dirty": dirty(s.size), "another system": bootable(t, s.size, s.sector), "an older release": older, "one bit of drift": same,
+	}
 }
 
 // TestPowerCut cuts the power after every operation, on disks of every kind,
@@ -29,23 +51,23 @@ func invariant(state, before, want []byte, sector int64) error {
 func TestPowerCut(t *testing.T) {
 	for _, sector := range []int64{512, 4096} {
 		for _, size := range []int64{4 * mib, 5 * mib} {
-			old := newScene(t, sector, size)
-			older := old.expected(t, dirty(size))
-			copy(older[2*mib:], "an older release")
-			same := old.expected(t, dirty(size))
-			same[2*mib+128<<10] ^= 1 // in the body only: ESP, superblock and tail are equal already
-			for name, before := range map[string][]byte{
-				"dirty": dirty(size), "another system": bootable(t, size, sector), "an older release": older, "one bit of drift": same,
-			} {
-				if sector == 4096 && size > 4*mib && name != "another system" {
+			for name, before := range newScene(t, sector, size).befores(t) {
+				if !soak && sector == 4096 && size > 4*mib && name != "another system" {
 					continue // nothing in it that the others do not have
 				}
 				t.Run(fmt.Sprintf("%d/%d/%s", sector, size, name), func(t *testing.T) {
 					t.Parallel()
 					s := newScene(t, sector, size)
-					s.overlays = nil
-					cuts := cutEverywhere(t, s, before, 3)
-					t.Logf("%d states", cuts)
+					for _, noCode := range []bool{false, true} {
+						if noCode && !soak && name != "another system" {
+							continue
+						}
+						if noCode { // LBA 0 of an image that only UEFI boots
+							clear(s.raw[:440])
+							s.pack(t)
+						}
+						t.Logf("%d states", cutEverywhere(t, s, before, 3))
+					}
 				})
 			}
 		}
@@ -63,15 +85,23 @@ func cutEverywhere(t *testing.T, s *scene, before []byte, depth int) (states int
 	want := s.expected(t, before)
 	equalDisks(t, "disk", disk.Content(), want)
 	var again [][]byte
-	disk.PowerCuts(uint64(depth), func(c delivertest.Cut) {
-		states++
-		if err := invariant(c.State, before, want, s.sector); err != nil {
-			t.Fatalf("%v: %v", c, err)
+	resumed, every := 2, 997 // a prime: of every phase, in time
+	if soak {
+		resumed, every = 12, 97
+	}
+	cuts, n := s.thorough(uint64(depth)), 0
+	cuts.Visit = func(_ string, state func() []byte) {
+		if n++; depth > 1 && n%every == every/2 && len(again) < resumed {
+			again = append(again, state())
 		}
-		if depth > 1 && states%60 == 7 && len(again) < 2 {
-			again = append(again, bytes.Clone(c.State))
-		}
-	})
+	}
+	states, err := disk.Survives(s.invariant(before, want, true), cuts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if early := disk.ReadTooEarly(); len(early) > 0 {
+		t.Fatalf("read back before it was flushed: %v", early)
+	}
 	for _, b := range again {
 		states += cutEverywhere(t, s, b, depth-1)
 	}
@@ -171,6 +201,7 @@ func TestEIO(t *testing.T) {
 	before := bootable(t, 5*mib, 512)
 	clean := newScene(t, 512, 5*mib)
 	want := clean.expected(t, before)
+	failed := map[delivertest.Kind]int{}
 	for _, torn := range []bool{false, true} {
 		for _, forGood := range []bool{false, true} {
 			for n := 0; ; n++ {
@@ -181,6 +212,7 @@ func TestEIO(t *testing.T) {
 				disk.Fault = func(op delivertest.Op) error {
 					if op.N == n || forGood && op.N > n {
 						hit = true
+						failed[op.Kind]++
 						return eio
 					}
 					return nil
@@ -209,9 +241,6 @@ func TestEIO(t *testing.T) {
 					t.Fatalf("EIO at %d: %v", n, err)
 				}
 				now := disk.Content()
-				if err := invariant(now, before, want, 512); err != nil {
-					t.Fatalf("EIO at %d, torn %v, says %s: %v", n, torn, e.State, err)
-				}
 				switch zeroBoot := bytes.Equal(now[:512], make([]byte, 512)); e.State {
 				case deliver.StateUntouched:
 					equalDisks(t, "untouched disk", now, before)
@@ -222,12 +251,15 @@ func TestEIO(t *testing.T) {
 				case deliver.StateComplete:
 					t.Fatalf("EIO at %d: says complete", n)
 				}
-				disk.PowerCutNow(1, func(c delivertest.Cut) {
-					if err := invariant(c.State, before, want, 512); err != nil {
-						t.Fatalf("EIO at %d, then %v: %v", n, c, err)
-					}
-				})
+				if _, err := disk.Survives(s.invariant(before, want, true), disk.Now(1)); err != nil {
+					t.Fatalf("EIO at %d, torn %v, says %s: %v", n, torn, e.State, err)
+				}
 			}
+		}
+	}
+	for _, kind := range []delivertest.Kind{delivertest.Read, delivertest.Write, delivertest.Zero, delivertest.Flush} {
+		if failed[kind] == 0 {
+			t.Errorf("no %s failed", kind)
 		}
 	}
 }

@@ -86,11 +86,10 @@ func TestAnyImageAnyOverlays(t *testing.T) {
 			if found, err := deliver.Check(ctx, w, disk, deliver.Options{}); err != nil || len(found.Differs) > 0 {
 				t.Errorf("check: %+v, %v", found, err)
 			}
-			disk.PowerCuts(seed, func(c delivertest.Cut) {
-				if err := invariant(c.State, before, want, sector); err != nil {
-					t.Fatalf("%v: %v", c, err)
-				}
-			})
+			inv := delivertest.Invariant{Before: before, Want: want, Severe: true, Last: []diskimage.Extent{{Len: mib}}}
+			if _, err := disk.Survives(inv, delivertest.Cuts{Seed: seed}); err != nil {
+				t.Fatal(err)
+			}
 		})
 	}
 }

@@ -3,7 +3,6 @@ package deliver
 import (
 	"context"
 	"fmt"
-	"slices"
 
 	"github.com/imgpipe/imgpipe/pkg/diskimage"
 )
@@ -51,49 +50,6 @@ func sampleZeros(e diskimage.Extent) []diskimage.Extent {
 		out = append(out, diskimage.Extent{Off: off, Len: part})
 	}
 	return append(out, diskimage.Extent{Off: e.End() - part, Len: part})
-}
-
-// Found is what Check saw.
-type Found struct {
-	Bytes   int64        `json:"bytes"`             // read
-	Differs []Difference `json:"differs,omitempty"` // in the order of the disk
-}
-
-// Difference is a stretch of the target that is not what it shall be: all of a
-// chunk, of a piece of an overlay, or at most 1 MiB of what shall be zeros.
-type Difference struct {
-	diskimage.Extent
-	Partition string `json:"partition,omitempty"` // its name in the table; empty: in none
-}
-
-// Check reads all of want from the target, zeros included, and tells what
-// differs. An error means that it could not be read; a difference is none.
-func Check(ctx context.Context, want *Want, target Target, opts Options) (*Found, error) {
-	f, err := check(ctx, want, target, opts)
-	return f, finish(ctx, err, StateUntouched)
-}
-
-func check(ctx context.Context, w *Want, target Target, opts Options) (*Found, error) {
-	if !w.resolved() {
-		return nil, fmt.Errorf("check: chunks under an overlay were not fetched: call Resolve first")
-	}
-	if err := sameTarget(w, target); err != nil {
-		return nil, err
-	}
-	s := scanner{want: w, meter: newMeter(opts), workers: opts.workers()}
-	s.from, _ = reread(target)
-	found := &Found{}
-	s.differs = func(e diskimage.Extent) { found.Differs = append(found.Differs, Difference{e, w.partition(e)}) }
-	todo := make([]int, len(w.pieces))
-	for i := range todo {
-		todo[i] = i
-		found.Bytes += w.pieces[i].Len
-	}
-	if _, err := s.scan(ctx, todo, nil); err != nil {
-		return nil, err
-	}
-	slices.SortFunc(found.Differs, func(a, b Difference) int { return int(min(1, max(-1, a.Off-b.Off))) })
-	return found, nil
 }
 
 // partition returns the name of the partition that e starts in or reaches.

@@ -241,6 +241,15 @@ func (w *Want) digest(p piece) diskimage.Digest {
 // Target returns the target that this was made for.
 func (w *Want) Target() TargetInfo { return w.target }
 
+// Size returns how many bytes of the target are said to be something: the image
+// and overlays beyond it.
+func (w *Want) Size() (n int64) {
+	for _, p := range w.pieces {
+		n += p.Len
+	}
+	return n
+}
+
 // Table returns the partition table that the target shall have, or nil.
 func (w *Want) Table() *diskimage.Table { return w.table }
 

@@ -65,14 +65,23 @@ func Copy(ctx context.Context, src Repository, from Ref, dst Repository, to Ref,
 		return nil, err
 	}
 	// The tag's own manifest comes last, once more.
-	for _, m := range slices.Concat(c.images, c.referrers) {
-		if _, err := dst.PushManifest(ctx, "", m.desc.MediaType, m.body); err != nil {
-			return nil, fmt.Errorf("%v: %w", m.desc.Digest, err)
+	for _, m := range c.images {
+		if err := c.pushManifest(ctx, "", m); err != nil {
+			return nil, err
 		}
 	}
+	// At once: where a registry lists them by tag, they share its updates.
+	g, gctx := errgroup.WithContext(ctx)
+	g.SetLimit(maxAttaches)
+	for _, m := range c.referrers {
+		g.Go(func() error { return c.pushManifest(gctx, "", m) })
+	}
+	if err := g.Wait(); err != nil {
+		return nil, err
+	}
 	for _, l := range c.legacy {
-		if _, err := dst.PushManifest(ctx, l.tag, l.desc.MediaType, l.body); err != nil {
-			return nil, fmt.Errorf("%s: %w", l.tag, err)
+		if err := c.pushManifest(ctx, l.tag, l); err != nil {
+			return nil, err
 		}
 	}
 	digest := root.desc.Digest
@@ -90,6 +99,16 @@ func Copy(ctx context.Context, src Repository, from Ref, dst Repository, to Ref,
 	out := &c.report
 	out.Digest, err = digestOf(digest)
 	return out, err
+}
+
+// maxAttaches is how many referrers are pushed at a time.
+const maxAttaches = 16
+
+func (c *copier) pushManifest(ctx context.Context, reference string, m copyNode) error {
+	if _, err := c.dst.PushManifest(ctx, reference, m.desc.MediaType, m.body); err != nil {
+		return fmt.Errorf("%v: %w", m.desc.Digest, err)
+	}
+	return nil
 }
 
 // copyNode is a manifest that is to be copied.

@@ -207,12 +207,12 @@ var ErrNotFound = blob.ErrNotFound
 // Resolve returns the descriptor that ref names in d; ref.Dir is not looked
 // at. It reads index.json once, and does not check the manifest.
 func (d *Dir) Resolve(ref Ref) (v1.Descriptor, error) {
-	x, err := d.Index()
+	l, err := d.Listing()
 	if err != nil {
 		return v1.Descriptor{}, err
 	}
 	if !ref.Digest.IsZero() {
-		for _, m := range x.Manifests {
+		for _, m := range l.manifests {
 			if m.Digest == hashOf(ref.Digest) {
 				return m, nil
 			}
@@ -226,7 +226,7 @@ func (d *Dir) Resolve(ref Ref) (v1.Descriptor, error) {
 	}
 	var tags []string
 	var images []v1.Descriptor
-	for _, m := range x.Manifests {
+	for _, m := range l.manifests {
 		tag := m.Annotations[annotationRefName]
 		if tag == ref.Tag && tag != "" {
 			return m, nil
@@ -241,7 +241,7 @@ func (d *Dir) Resolve(ref Ref) (v1.Descriptor, error) {
 	switch {
 	case len(images) == 1:
 		return images[0], nil
-	case len(x.Manifests) == 0:
+	case len(l.manifests) == 0:
 		return v1.Descriptor{}, fmt.Errorf("an image: %w, which is empty", ErrNotFound)
 	case ref.Tag == "":
 		return v1.Descriptor{}, fmt.Errorf("an image without a tag: %w; name one of: %s", ErrNotFound, strings.Join(tags, ", "))
@@ -303,6 +303,8 @@ func (d *Dir) listUnder(x *v1.IndexManifest, n *node, desc v1.Descriptor, tag st
 	}
 	desc.Annotations = withRefName(desc.Annotations, tag)
 	has := func(m v1.Descriptor, name string) bool { return m.Annotations[annotationRefName] == name }
+	lost := func(m v1.Descriptor) bool { return tag != "" && has(m, tag) && m.Digest != desc.Digest }
+	before := slices.Clone(x.Manifests)
 	at := slices.IndexFunc(x.Manifests, func(m v1.Descriptor) bool {
 		return tag != "" && has(m, tag) || has(m, "") && m.Digest == desc.Digest
 	})
@@ -313,23 +315,39 @@ func (d *Dir) listUnder(x *v1.IndexManifest, n *node, desc v1.Descriptor, tag st
 	default:
 		x.Manifests = append(x.Manifests, desc)
 	}
-	x.Manifests = slices.DeleteFunc(x.Manifests, func(m v1.Descriptor) bool {
-		return tag != "" && has(m, tag) && m.Digest != desc.Digest
-	})
+	x.Manifests = slices.DeleteFunc(x.Manifests, lost)
+	d.relist(x, slices.DeleteFunc(before, func(m v1.Descriptor) bool { return !lost(m) }))
 }
 
-// Remove takes tag out of index.json. Its blobs stay until GC.
+// relist lists the referrers of those that lost their tag without one: they are
+// found by their subject, and go with that.
+func (d *Dir) relist(x *v1.IndexManifest, lost []v1.Descriptor) {
+	for _, m := range lost {
+		n, err := d.readNode(m)
+		listed := slices.ContainsFunc(x.Manifests, func(k v1.Descriptor) bool { return k.Digest == m.Digest })
+		if err == nil && n.subject != nil && !listed {
+			m.Annotations = withRefName(m.Annotations, "")
+			x.Manifests = append(x.Manifests, m)
+		}
+	}
+}
+
+// Remove takes tag out of index.json. Its blobs stay until GC; a referrer stays
+// listed, without a tag.
 func (d *Dir) Remove(ctx context.Context, tag string) error {
-	found := false
+	var lost []v1.Descriptor
 	err := d.editIndex(ctx, func(x *v1.IndexManifest) error {
 		x.Manifests = slices.DeleteFunc(x.Manifests, func(m v1.Descriptor) bool {
 			match := tag != "" && m.Annotations[annotationRefName] == tag
-			found = found || match
+			if match {
+				lost = append(lost, m)
+			}
 			return match
 		})
+		d.relist(x, lost)
 		return nil
 	})
-	if err == nil && !found {
+	if err == nil && lost == nil {
 		return fmt.Errorf("tag %s: %w", tag, ErrNotFound)
 	}
 	return err

@@ -9,7 +9,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
 
 	"github.com/imgpipe/imgpipe/pkg/diskimage"
@@ -24,7 +23,6 @@ func (noLinks) Link(string, string) error { return errors.ErrUnsupported }
 // slowFS waits in each SyncDir until it is let go.
 type slowFS struct {
 	atomicfile.FS
-	mu    sync.Mutex
 	begun chan struct{}
 	let   chan struct{}
 }

@@ -22,13 +22,16 @@ type File interface {
 
 // ExportOptions change how Export works; the zero value is the default.
 type ExportOptions struct {
-	Workers  int // 0 is one for each core
+	Workers  int // 0 is one for each core, and at least 8 from a registry
 	Progress func(done, total int64)
 }
 
 const (
-	exportRead = 1 << 20 // bytes of a blob that are read at once, at least a frame
-	exportHole = 4096    // zeros of this length and alignment are not written
+	// remoteWorkers are so many requests on their way that a wire with some delay
+	// is not idle.
+	remoteWorkers = 8
+	exportRead    = 1 << 20 // bytes of a blob that are read at once, at least a frame
+	exportHole    = 4096    // zeros of this length and alignment are not written
 )
 
 // Export writes the raw disk to f, every chunk verified before it is written,
@@ -39,6 +42,9 @@ const (
 func (a *Artifact) Export(ctx context.Context, f File, o ExportOptions) error {
 	if o.Workers <= 0 {
 		o.Workers = runtime.GOMAXPROCS(0)
+		if _, ok := a.store.(remoteStore); ok {
+			o.Workers = max(o.Workers, remoteWorkers)
+		}
 	}
 	if err := f.Truncate(0); err != nil {
 		return err

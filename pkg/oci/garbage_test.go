@@ -124,6 +124,33 @@ func TestGCTakesReferrersWithTheirSubject(t *testing.T) {
 	}
 }
 
+func TestReferrersStayListedWithoutTheirTag(t *testing.T) {
+	ctx := t.Context()
+	d := newDir(t)
+	subject := manifestOf(t, d, "v1", "subject", nil)
+	removed := manifestOf(t, d, "removed", "one", &subject)
+	moved := manifestOf(t, d, "moves", "two", &subject)
+	twice := manifestOf(t, d, "twice", "three", &subject)
+	manifestOf(t, d, "again", "three", &subject)
+	manifestOf(t, d, "moves", "not about anything", nil)
+	for _, tag := range []string{"removed", "twice"} {
+		if err := d.Remove(ctx, tag); err != nil {
+			t.Fatal(err)
+		}
+	}
+	x, err := d.Index()
+	if err != nil || len(x.Manifests) != 5 {
+		t.Fatalf("%+v, %v: want 5 entries", x, err)
+	}
+	got, err := d.Referrers(ctx, must(digestOf(subject.Digest)))
+	if err != nil || len(got) != 3 {
+		t.Errorf("got %v, %v", got, err)
+	}
+	if _, err := d.GC(); err != nil || !has(d, removed) || !has(d, moved) || !has(d, twice) {
+		t.Errorf("collected: %v", err)
+	}
+}
+
 func TestGCKeepsAPlaceOfReferrers(t *testing.T) {
 	d := newDir(t)
 	elsewhere := v1.Descriptor{MediaType: types.OCIManifestSchema1, Digest: v1.Hash{Algorithm: "sha256", Hex: strings.Repeat("b", 64)}, Size: 9}

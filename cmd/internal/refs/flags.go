@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/google/go-containerregistry/pkg/authn"
+	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/urfave/cli/v2"
 
 	"github.com/imgpipe/imgpipe/cmd/internal/ui"
@@ -92,22 +93,8 @@ type fixed struct {
 }
 
 func (f fixed) Resolve(r authn.Resource) (authn.Authenticator, error) {
-	if r.RegistryStr() == f.registry {
+	if registry, err := name.NewRegistry(f.registry); err == nil && r.RegistryStr() == registry.RegistryStr() { // docker.io has an alias
 		return f.auth, nil
 	}
 	return authn.DefaultKeychain.Resolve(r)
-}
-
-// hint says what to try when a registry could not be reached or said no.
-func hint(err error) string {
-	text := err.Error()
-	switch {
-	case remote.IsUnauthorized(err):
-		return "log in: docker login, podman login, or --username NAME --password-stdin"
-	case strings.Contains(text, "server gave HTTP response to HTTPS client"):
-		return "the registry speaks plain HTTP: --plain-http, if that network is trusted"
-	case strings.Contains(text, "certificate signed by unknown authority"):
-		return "name the registry's CA with --ca FILE"
-	}
-	return ""
 }

@@ -190,7 +190,7 @@ func Fail(err error) error {
 	if errors.Is(err, oci.ErrCorrupt) {
 		return ui.Fail(ui.ExitTrust, err, Damaged)
 	}
-	return ui.Fail(ui.ExitSource, err, hint(err))
+	return ui.Fail(ui.ExitSource, err, remote.Hint(err))
 }
 
 // hosts returns the distinct registries of references.

@@ -16,7 +16,15 @@
 // it. Zeroing is punching holes, which on a block device is true zeroes or
 // nothing, and else writing what is not zero.
 //
-// It does not choose a disk, and knows nothing of what is on it.
+// Which disks there are says System.List, and which of them is meant a Query:
+//
+//	query, err := blockdev.ParseQuery("size>=400G,rotational=false")
+//	devices, err := blockdev.System{}.List(ctx, blockdev.ListOptions{})
+//	device, err := blockdev.Choose(query, devices)
+//	disk, err := blockdev.Open(ctx, device.Path, blockdev.Options{Expect: device})
+//
+// A query never finds what is in use, nor anything but a real disk, and never
+// one of several.
 package blockdev
 
 import (
@@ -43,17 +51,27 @@ type Options struct {
 	// ReadOnly opens for looking: nothing is refused for being in use, and
 	// nothing is locked.
 	ReadOnly bool
+	// Expect is the device that Choose chose: another one that has come to
+	// its place since is refused. nil: whatever is there.
+	Expect *Device
 }
 
-// Info describes a target for people and reports.
+// Info describes a target for people and reports. A raw file has but a path, a
+// size and a sector size.
 type Info struct {
 	Path       string `json:"path"` // as it was given
 	Device     string `json:"device,omitempty"`
+	Number     string `json:"number,omitempty"` // major:minor
 	Size       int64  `json:"size"`
 	SectorSize int64  `json:"sectorSize"`
+	Vendor     string `json:"vendor,omitempty"`
 	Model      string `json:"model,omitempty"`
 	Serial     string `json:"serial,omitempty"`
-	WWID       string `json:"wwid,omitempty"`
+	WWN        string `json:"wwn,omitempty"`
+	Transport  string `json:"transport,omitempty"`
+	ByPath     string `json:"byPath,omitempty"` // where it is plugged in
+	Rotational bool   `json:"rotational,omitempty"`
+	Removable  bool   `json:"removable,omitempty"`
 }
 
 // Disk is an open target. It implements deliver.Target, deliver.Rereader and
@@ -141,21 +159,12 @@ func accessMode(o Options) int {
 
 func (d *Disk) openDevice(ctx context.Context, at *os.File, st *unix.Stat_t, o Options) (err error) {
 	path := d.info.Path
-	dev, err := findDevice(st.Rdev)
+	was, err := System{}.lookUp(ctx, numberText(st.Rdev), o)
 	if err != nil {
 		return refusal(path, "%w", err)
 	}
-	d.info.Device, d.above = "/dev/"+dev.name, dev.attr("loop/dio") == "0"
-	d.info.Model, d.info.Serial, d.info.WWID = dev.attr("device/model"), dev.attr("device/serial"), dev.wwid()
-	if !o.ReadOnly {
-		users, err := numbersInUse("/proc/self/mountinfo")
-		if err == nil {
-			err = dev.inUse(users)
-		}
-		if err != nil {
-			return refusal(path, "%w", err)
-		}
-	}
+	d.info = was.info(path)
+	d.above = was.Kind == KindLoop && was.buffered
 	flags := accessMode(o)
 	if !o.ReadOnly {
 		flags |= unix.O_EXCL
@@ -179,11 +188,17 @@ func (d *Disk) openDevice(ctx context.Context, at *os.File, st *unix.Stat_t, o O
 	if size == 0 {
 		return refusal(path, "has no medium, or no size")
 	}
+	if err := was.still(fd, size); err != nil {
+		return refusal(path, "%w", err)
+	}
 	if o.ReadOnly {
 		return nil
 	}
 	if ro, err := unix.IoctlGetInt(fd, unix.BLKROGET); err != nil || ro != 0 {
 		return refusal(path, "is read-only")
+	}
+	if err := d.lockFile(fd); err != nil { // QEMU locks the disks that it is given, too
+		return err
 	}
 	return d.lockDevice(ctx, fd)
 }
@@ -219,7 +234,7 @@ func (d *Disk) openFile(at *os.File, st *unix.Stat_t, o Options) (err error) {
 		return refusal(path, "a file of %d bytes is no disk of whole sectors of %d: set its size with truncate -s", st.Size, d.info.SectorSize)
 	}
 	if !o.ReadOnly {
-		if err := fileInUse(st); err != nil {
+		if err := (System{}).fileInUse(st); err != nil {
 			return refusal(path, "%w", err)
 		}
 	}

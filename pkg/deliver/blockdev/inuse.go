@@ -3,208 +3,257 @@
 package blockdev
 
 import (
-	"bufio"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
-	"strconv"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
 )
 
-// device is a whole disk in sysfs.
-type device struct {
-	name  string   // sda
-	dir   string   // /sys/devices/…/sda
-	parts []device // its partitions
-	dev   string   // "8:0", as sysfs and mountinfo write it
+// Use is in what way a disk is used.
+type Use string
+
+// The uses. Each of them forbids that the disk is overwritten.
+const (
+	UseSystem     Use = "system"     // the running system lives on it
+	UseHeld       Use = "held"       // md, dm, LVM, bcache or another driver holds it
+	UseLoop       Use = "loop"       // a loop device reads from it
+	UseFilesystem Use = "filesystem" // one of several devices of a mounted filesystem
+	UseMounted    Use = "mounted"
+	UseSwap       Use = "swap"
+)
+
+// User is who uses a disk, or a partition of it.
+type User struct {
+	Device string `json:"device"`       // /dev/sda1
+	Use    Use    `json:"use"`          // how
+	By     string `json:"by,omitempty"` // the mount point, the holder's name
 }
 
-// findDevice finds a disk by its number. A partition is refused: a disk image
-// does not go there.
-func findDevice(rdev uint64) (*device, error) {
-	dev := fmt.Sprintf("%d:%d", unix.Major(rdev), unix.Minor(rdev))
-	dir, err := filepath.EvalSymlinks("/sys/dev/block/" + dev)
-	if err != nil {
-		return nil, fmt.Errorf("is not in sysfs: %w", err)
+// String is a sentence: "/dev/sda1 is mounted on /srv".
+func (u User) String() string {
+	switch u.Use {
+	case UseSystem:
+		return u.Device + " is the disk of the running system"
+	case UseHeld:
+		return u.Device + " is held by " + u.By
+	case UseLoop:
+		return u.Device + " lies behind " + u.By
+	case UseFilesystem:
+		return u.Device + " belongs to the mounted " + u.By
+	case UseMounted:
+		return u.Device + " is mounted on " + u.By
 	}
-	return newDevice(dir)
+	return u.Device + " is used as swap"
 }
 
-func newDevice(dir string) (*device, error) {
-	d := &device{name: filepath.Base(dir), dir: dir}
-	d.dev = d.attr("dev")
-	if _, err := os.Stat(filepath.Join(dir, "partition")); err == nil {
-		return nil, fmt.Errorf("is a partition: an image of a whole disk goes to /dev/%s", filepath.Base(filepath.Dir(dir)))
-	}
-	parts, err := filepath.Glob(filepath.Join(dir, "*", "partition"))
-	if err != nil {
+// usage is who uses what on a system, at one moment.
+type usage struct {
+	sys    System
+	mounts []mount
+	by     map[string][]User // by number; without the device's path
+	system map[string]bool   // the numbers of what the running system lives on
+}
+
+// usage looks at mount tables, swap areas, loop devices and filesystems.
+func (s System) usage() (*usage, error) {
+	u := &usage{sys: s, by: map[string][]User{}, system: map[string]bool{}}
+	var err error
+	if u.mounts, err = s.mounts(); err != nil {
 		return nil, err
 	}
-	for _, p := range parts {
-		part := device{name: filepath.Base(filepath.Dir(p)), dir: filepath.Dir(p)}
-		part.dev = part.attr("dev")
-		d.parts = append(d.parts, part)
+	for _, m := range u.mounts {
+		by := m.point
+		if m.in != "" {
+			by += " in the namespace of process " + m.in
+		}
+		for _, number := range s.devices(m) {
+			u.add(number, UseMounted, by)
+		}
 	}
-	return d, nil
+	for _, path := range s.swaps() {
+		if number := s.numberOf(path); number != "" {
+			u.add(number, UseSwap, "")
+		}
+	}
+	loops, _ := filepath.Glob(s.at("/sys/block/loop*/loop/backing_file"))
+	for _, path := range loops {
+		loop := s.read(filepath.Dir(filepath.Dir(path)))
+		if number := s.numberOf(loop.text("loop/backing_file")); number != "" {
+			u.add(number, UseLoop, loop.path())
+		}
+	}
+	members, _ := filepath.Glob(s.at("/sys/fs/btrfs/*/devices/*"))
+	for _, path := range members {
+		if n, err := s.named(filepath.Base(path)); err == nil {
+			u.add(n.dev, UseFilesystem, "btrfs "+filepath.Base(filepath.Dir(filepath.Dir(path))))
+		}
+	}
+	for _, m := range u.mounts {
+		if m.point == "/" && m.in == "" {
+			u.beneath(m)
+		}
+	}
+	return u, nil
 }
 
-// attr reads an attribute; "" is one that is not there.
-func (d *device) attr(name string) string {
-	b, err := os.ReadFile(filepath.Join(d.dir, name))
+func (u *usage) add(number string, use Use, by string) {
+	if user := (User{Use: use, By: by}); !slices.Contains(u.by[number], user) {
+		u.by[number] = append(u.by[number], user)
+	}
+}
+
+// beneath marks all that a mount lives on, down to its disks: an overlay's
+// layers, a loop device's file, the members of dm, md and btrfs.
+func (u *usage) beneath(m mount) {
+	for _, number := range u.sys.devices(m) {
+		u.mark(number)
+	}
+	if m.fstype != "overlay" {
+		return
+	}
+	for _, option := range strings.Split(m.options, ",") {
+		key, value, _ := strings.Cut(option, "=")
+		if strings.HasPrefix(key, "lowerdir") || key == "upperdir" || key == "datadir+" {
+			for _, layer := range strings.Split(unescape(value), ":") {
+				u.under(layer)
+			}
+		}
+	}
+}
+
+// under marks what the filesystem that holds a path lives on.
+func (u *usage) under(path string) {
+	var best mount
+	for _, m := range u.mounts {
+		if m.in == "" && m.point != "/" && strings.HasPrefix(path+"/", m.point+"/") && len(m.point) >= len(best.point) {
+			best = m
+		}
+	}
+	if best.point != "" && best.fstype != "overlay" {
+		u.beneath(best)
+	}
+}
+
+// mark marks a device and those that it lives on.
+func (u *usage) mark(number string) {
+	n, err := u.sys.node(number)
+	if u.system[number] || err != nil {
+		return
+	}
+	u.system[number] = true
+	if n.part {
+		u.mark(n.disk().dev)
+	}
+	for _, slave := range n.disk().list("slaves") {
+		if below, err := u.sys.named(slave); err == nil {
+			u.mark(below.dev)
+		}
+	}
+	for _, user := range u.by[number] {
+		if user.Use != UseFilesystem {
+			continue
+		}
+		for other, users := range u.by {
+			if slices.Contains(users, user) {
+				u.mark(other)
+			}
+		}
+	}
+	if file := n.disk().text("loop/backing_file"); file != "" {
+		if below := u.sys.numberOf(file); below != "" {
+			u.mark(below)
+		} else {
+			u.under(file)
+		}
+	}
+}
+
+// maxHolders bounds how deep holders are followed.
+const maxHolders = 8
+
+// users lists who uses a disk or a partition of it. The running system leads.
+func (u *usage) users(n *node) (out []User) { return u.usersOf(n, maxHolders) }
+
+func (u *usage) usersOf(n *node, depth int) (out []User) {
+	if depth == 0 {
+		return nil
+	}
+	for _, use := range []Use{UseSystem, UseHeld, UseLoop, UseFilesystem, UseMounted, UseSwap} {
+		for _, p := range n.all() {
+			switch {
+			case use == UseSystem && u.system[p.dev] && (p.part || !slices.ContainsFunc(n.parts, func(q node) bool { return u.system[q.dev] })):
+				out = append(out, User{p.path(), UseSystem, ""})
+			case use == UseHeld:
+				for _, h := range p.list("holders") {
+					out = append(out, User{p.path(), UseHeld, u.holder(h, depth-1)})
+				}
+			}
+			for _, user := range u.by[p.dev] {
+				if user.Use == use && !(u.system[p.dev] && use == UseMounted && user.By == "/") {
+					out = append(out, User{p.path(), use, user.By})
+				}
+			}
+		}
+	}
+	return out
+}
+
+// holder is what people know a holder by, and what for: dm-0 (vg-root), mounted on /srv.
+func (u *usage) holder(name string, depth int) string {
+	n, err := u.sys.named(name)
 	if err != nil {
-		return ""
+		return name
 	}
-	return strings.TrimSpace(string(b))
-}
-
-func (d *device) wwid() string {
-	if s := d.attr("wwid"); s != "" {
-		return s
+	if known := firstOf(n.attr("dm/name"), n.attr("md/level")); known != "" {
+		name += " (" + known + ")"
 	}
-	return d.attr("device/wwid")
-}
-
-// inUse says who uses the disk or a partition of it, given what numbersInUse
-// found.
-func (d *device) inUse(users map[string]string) error {
-	for _, p := range append([]device{*d}, d.parts...) {
-		holders, err := os.ReadDir(filepath.Join(p.dir, "holders"))
-		if err != nil && !errors.Is(err, os.ErrNotExist) {
-			return err
+	for _, user := range u.usersOf(n, depth) {
+		if user.Use == UseMounted {
+			return name + ", mounted on " + user.By
 		}
-		for _, h := range holders {
-			return fmt.Errorf("/dev/%s is held by %s", p.name, holderName(h.Name()))
-		}
-	}
-	for _, p := range append([]device{*d}, d.parts...) {
-		if why := users[p.dev]; why != "" {
-			return fmt.Errorf("/dev/%s is %s", p.name, why)
-		}
-	}
-	return nil
-}
-
-// holderName is what people know a holder by: dm-0 (vg-root).
-func holderName(name string) string {
-	d := device{dir: "/sys/class/block/" + name}
-	if dm := d.attr("dm/name"); dm != "" {
-		return name + " (" + dm + ")"
 	}
 	return name
 }
 
-// numbersInUse maps device numbers to what a mount table, in the form of
-// /proc/self/mountinfo, and the list of swap areas say of them.
-func numbersInUse(mountinfo string) (map[string]string, error) {
-	users := map[string]string{}
-	err := eachLine(mountinfo, func(line string) {
-		mount, ok := parseMount(line)
-		if !ok {
-			return
-		}
-		why := "mounted on " + mount.point
-		if mount.point == "/" {
-			why = "the disk of the running system"
-		}
-		for _, dev := range []string{mount.dev, numberOf(mount.source)} {
-			if dev != "" && (users[dev] == "" || mount.point == "/") {
-				users[dev] = why
-			}
-		}
-	})
-	if err != nil {
-		return nil, err
+// inUse is why a disk cannot be overwritten, nil if nobody uses it.
+func inUse(users []User) error {
+	if len(users) == 0 {
+		return nil
 	}
-	for _, path := range swaps() {
-		if dev := numberOf(path); dev != "" {
-			users[dev] = "used as swap"
-		}
+	const most = 4
+	var texts []string
+	for _, user := range users[:min(len(users), most)] {
+		texts = append(texts, user.String())
 	}
-	return users, nil
-}
-
-type mount struct{ dev, point, source string }
-
-// parseMount reads a line of mountinfo (proc_pid_mountinfo(5)): the third field
-// is the device, the fifth the mount point; behind " - " come type and source.
-func parseMount(line string) (m mount, ok bool) {
-	front, back, ok := strings.Cut(line, " - ")
-	f, b := strings.Fields(front), strings.Fields(back)
-	if !ok || len(f) < 5 || len(b) < 2 {
-		return m, false
+	if len(users) > most {
+		texts = append(texts, fmt.Sprintf("and %d more", len(users)-most))
 	}
-	return mount{dev: f[2], point: unescape(f[4]), source: unescape(b[1])}, true
-}
-
-// unescape turns \040 and its like into bytes.
-func unescape(s string) string {
-	var b strings.Builder
-	for i := 0; i < len(s); i++ {
-		if s[i] == '\\' && i+3 < len(s) {
-			if n, err := strconv.ParseUint(s[i+1:i+4], 8, 8); err == nil {
-				b.WriteByte(byte(n))
-				i += 3
-				continue
-			}
-		}
-		b.WriteByte(s[i])
-	}
-	return b.String()
-}
-
-// numberOf returns the number of the block device at a path, or "".
-func numberOf(path string) string {
-	var st unix.Stat_t
-	if !strings.HasPrefix(path, "/") || unix.Stat(path, &st) != nil || st.Mode&unix.S_IFMT != unix.S_IFBLK {
-		return ""
-	}
-	return fmt.Sprintf("%d:%d", unix.Major(st.Rdev), unix.Minor(st.Rdev))
-}
-
-// swaps lists the paths that are swapped to; none where the kernel has no swap.
-func swaps() (paths []string) {
-	_ = eachLine("/proc/swaps", func(line string) {
-		if f := strings.Fields(line); len(f) > 1 && strings.HasPrefix(f[0], "/") {
-			paths = append(paths, unescape(f[0]))
-		}
-	})
-	return paths
-}
-
-func eachLine(path string, f func(string)) error {
-	file, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	defer file.Close()
-	lines := bufio.NewScanner(file)
-	lines.Buffer(nil, 1<<20)
-	for lines.Scan() {
-		f(lines.Text())
-	}
-	return lines.Err()
+	return errors.New(strings.Join(texts, "; "))
 }
 
 // fileInUse says whether a file is swapped to or lies behind a loop device,
 // where neither its locks nor O_EXCL say so.
-func fileInUse(st *unix.Stat_t) error {
-	for _, path := range swaps() {
+func (s System) fileInUse(st *unix.Stat_t) error {
+	same := func(path string) bool {
 		var other unix.Stat_t
-		if unix.Stat(path, &other) == nil && other.Dev == st.Dev && other.Ino == st.Ino {
-			return errors.New("is used as swap")
-		}
+		return unix.Stat(s.at(path), &other) == nil && other.Dev == st.Dev && other.Ino == st.Ino
 	}
-	loops, err := filepath.Glob("/sys/block/loop*/loop/backing_file")
+	if slices.ContainsFunc(s.swaps(), same) {
+		return errors.New("is used as swap")
+	}
+	loops, err := filepath.Glob(s.at("/sys/block/loop*/loop/backing_file"))
 	if err != nil {
 		return err
 	}
 	for _, backing := range loops {
-		dir := filepath.Dir(filepath.Dir(backing))
-		if backs(&device{name: filepath.Base(dir), dir: dir}, st) {
-			return fmt.Errorf("lies behind /dev/%s: detach that, or write to it", filepath.Base(dir))
+		loop := s.read(filepath.Dir(filepath.Dir(backing)))
+		// " (deleted)" behind a path finds no file, as it should.
+		if backs(loop, st) || same(loop.text("loop/backing_file")) {
+			return fmt.Errorf("lies behind %s: detach that, or write to it", loop.path())
 		}
 	}
 	return nil
@@ -213,15 +262,12 @@ func fileInUse(st *unix.Stat_t) error {
 // backs reports whether the file is the one behind a loop device. The device
 // itself knows its inode; some filesystems show another device number to the
 // outside, so the path in sysfs is followed, too.
-func backs(loop *device, st *unix.Stat_t) bool {
-	if fd, err := unix.Open("/dev/"+loop.name, unix.O_RDONLY|unix.O_CLOEXEC, 0); err == nil {
-		info, err := unix.IoctlLoopGetStatus64(fd)
-		unix.Close(fd)
-		if err == nil && info.Inode == st.Ino && info.Device == st.Dev {
-			return true
-		}
+func backs(loop *node, st *unix.Stat_t) bool {
+	f, err := os.Open(loop.sys.at(loop.path()))
+	if err != nil {
+		return false
 	}
-	var other unix.Stat_t
-	path := loop.attr("loop/backing_file") // " (deleted)" behind it finds no file, as it should
-	return unix.Stat(path, &other) == nil && other.Dev == st.Dev && other.Ino == st.Ino
+	defer f.Close()
+	info, err := unix.IoctlLoopGetStatus64(int(f.Fd()))
+	return err == nil && info.Inode == st.Ino && info.Device == st.Dev
 }

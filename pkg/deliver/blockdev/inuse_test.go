@@ -3,81 +3,68 @@
 package blockdev
 
 import (
-	"os"
-	"path/filepath"
-	"strings"
+	"fmt"
 	"testing"
 )
 
-// sysfs makes files below a directory: path to content.
-func sysfs(t *testing.T, files map[string]string) string {
-	t.Helper()
-	root := t.TempDir()
-	for name, content := range files {
-		path := filepath.Join(root, name)
-		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-	return root
-}
-
-// TestInUse is a table of disks in sysfs and mount tables, for the guards that
-// a kernel without the drivers cannot be asked about.
+// TestInUse is a table of mount tables and holders of one disk.
 func TestInUse(t *testing.T) {
-	disk := map[string]string{
-		"sda/dev": "8:0\n", "sda/size": "100\n",
-		"sda/sda1/partition": "1\n", "sda/sda1/dev": "8:1\n",
-		"sda/sda2/partition": "2\n", "sda/sda2/dev": "8:2\n",
-		"sda/queue/partition_like": "",
-	}
-	const other = "24 1 0:22 / /proc rw,nosuid - proc proc rw\n30 1 8:16 / /srv rw - ext4 /dev/sdb rw\n"
-	for _, c := range []struct {
-		name, mounts string
-		holders      string
-		want         string
-	}{
-		{name: "free", mounts: other},
-		{name: "disk mounted", mounts: other + "31 1 8:0 / /mnt rw shared:1 - ext4 /dev/sda rw\n", want: "/dev/sda is mounted on /mnt"},
-		{name: "partition mounted", mounts: other + "31 1 8:2 /sub /a\\040b rw - xfs /dev/sda2 rw\n", want: "/dev/sda2 is mounted on /a b"},
-		{name: "root", mounts: "1 0 8:1 / / rw - ext4 /dev/root rw\n" + other, want: "/dev/sda1 is the disk of the running system"},
-		{name: "root mounted elsewhere first", mounts: "9 0 8:1 / /mnt rw - ext4 x rw\n1 0 8:1 / / rw - ext4 x rw\n", want: "running system"},
-		{name: "held by device-mapper", mounts: other, holders: "sda/sda2/holders/dm-7", want: "/dev/sda2 is held by dm-7"},
-		{name: "held by md", mounts: other, holders: "sda/holders/md127", want: "/dev/sda is held by md127"},
-		{name: "garbage", mounts: "\nx y - \n1 2 3\n" + other},
+	const disk = `
+disk pci0000:00/0000:00:1f.2/ata1/host0/target0:0:0/0:0:0:0/block/sda 8:0 100
+part sda1 8:1 1 2 10
+part sda2 8:2 2 20 10
+disk pci0000:00/0000:00:1f.2/ata2/host1/target1:0:0/1:0:0:0/block/sdb 8:16 100
+disk virtual/block/dm-7 253:7 10
+set dm/name vg-root
+disk virtual/block/md127 9:127 10
+mount 24 1 0:22 / /proc rw,nosuid - proc proc rw
+mount 30 1 8:16 / /srv rw - ext4 /dev/sdb rw
+`
+	for _, c := range []struct{ name, more, want string }{
+		{name: "free"},
+		{name: "disk mounted", more: "mount 31 1 8:0 / /mnt rw shared:1 - ext4 /dev/sda rw", want: "/dev/sda is mounted on /mnt"},
+		{name: "partition mounted", more: `mount 31 1 8:2 /sub /a\040b rw - xfs /dev/sda2 rw`, want: "/dev/sda2 is mounted on /a b"},
+		{name: "root", more: "mount 1 0 8:1 / / rw - ext4 /dev/root rw", want: "/dev/sda1 is the disk of the running system"},
+		{name: "root mounted elsewhere first", more: "mount 9 0 8:1 / /mnt rw - ext4 x rw\nmount 1 0 8:1 / / rw - ext4 x rw",
+			want: "/dev/sda1 is the disk of the running system; /dev/sda1 is mounted on /mnt"},
+		{name: "held by device-mapper", more: "hold dm-7 sda2", want: "/dev/sda2 is held by dm-7 (vg-root)"},
+		{name: "a volume of which is mounted", more: "hold dm-7 sda2\nmount 31 1 253:7 / /home rw - ext4 /dev/mapper/vg-home rw",
+			want: "/dev/sda2 is held by dm-7 (vg-root), mounted on /home"},
+		{name: "a volume of which is root", more: "hold dm-7 sda2\nmount 31 1 253:7 / / rw - ext4 /dev/mapper/vg-home rw",
+			want: "/dev/sda2 is the disk of the running system; /dev/sda2 is held by dm-7 (vg-root)"},
+		{name: "held by md", more: "hold md127 sda", want: "/dev/sda is held by md127"},
+		{name: "swap", more: "swap /dev/sda1", want: "/dev/sda1 is used as swap"},
+		{name: "elsewhere", more: "mount@77 31 1 8:0 / /mnt rw - ext4 /dev/sda rw", want: "/dev/sda is mounted on /mnt in the namespace of process 77"},
+		{name: "bcachefs", more: "mount 31 1 0:50 / /mnt rw - bcachefs /dev/sdb:/dev/sda rw", want: "/dev/sda is mounted on /mnt"},
+		{name: "many", more: "mount 31 1 8:1 / /1 rw - ext4 x rw\nmount 32 1 8:1 / /2 rw - ext4 x rw\nmount 33 1 8:1 / /3 rw - ext4 x rw\nmount 34 1 8:2 / /4 rw - ext4 x rw\nswap /dev/sda2",
+			want: "/dev/sda1 is mounted on /1; /dev/sda1 is mounted on /2; /dev/sda1 is mounted on /3; /dev/sda2 is mounted on /4; and 1 more"},
+		{name: "garbage", more: "mount x y - \nmount 1 2 3\nhold loopy sdb"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			files := map[string]string{"mountinfo": c.mounts}
-			for k, v := range disk {
-				files[k] = v
-			}
-			if c.holders != "" {
-				files[c.holders] = ""
-			}
-			root := sysfs(t, files)
-			d, err := newDevice(filepath.Join(root, "sda"))
+			sys := recording(t, disk+c.more)
+			usage, err := sys.usage()
 			if err != nil {
 				t.Fatal(err)
 			}
-			if len(d.parts) != 2 {
-				t.Errorf("partitions %+v", d.parts)
+			n, err := sys.named("sda")
+			if err != nil || len(n.parts) != 2 {
+				t.Fatalf("%+v, %v", n, err)
 			}
-			users, err := numbersInUse(filepath.Join(root, "mountinfo"))
-			if err != nil {
-				t.Fatal(err)
+			got := fmt.Sprint(inUse(usage.users(n)))
+			if c.want == "" {
+				c.want = "<nil>"
 			}
-			err = d.inUse(users)
-			if c.want == "" && err != nil || c.want != "" && (err == nil || !strings.Contains(err.Error(), c.want)) {
-				t.Errorf("got %v, want %q", err, c.want)
+			if got != c.want {
+				t.Errorf("got %s\nwant %s", got, c.want)
 			}
 		})
 	}
-	_, err := newDevice(filepath.Join(sysfs(t, disk), "sda", "sda1"))
-	if err == nil || !strings.Contains(err.Error(), "goes to /dev/sda") {
-		t.Errorf("a partition: %v", err)
+}
+
+func TestRefusesAPartition(t *testing.T) {
+	_, err := machine(t, "laptop").lookUp(t.Context(), "259:3", Options{ReadOnly: true})
+	if err == nil || err.Error() != "is a partition: an image of a whole disk goes to /dev/nvme0n1" {
+		t.Error(err)
 	}
 }
 

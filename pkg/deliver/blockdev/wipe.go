@@ -27,11 +27,7 @@ func (d *Disk) CanDiscard() error {
 	if !d.block {
 		return nil // a hole is punched; where that is not to be had, Discard says so
 	}
-	number, err := d.number()
-	if err != nil {
-		return err
-	}
-	b, err := os.ReadFile("/sys/dev/block/" + number + "/queue/discard_max_bytes")
+	b, err := os.ReadFile("/sys/dev/block/" + d.info.Number + "/queue/discard_max_bytes")
 	if err != nil {
 		return fmt.Errorf("what it can discard is not known: %w", err)
 	}
@@ -39,14 +35,6 @@ func (d *Disk) CanDiscard() error {
 		return errors.New("the device takes no discards")
 	}
 	return nil
-}
-
-func (d *Disk) number() (string, error) {
-	var st unix.Stat_t
-	if err := unix.Fstat(int(d.file.Fd()), &st); err != nil {
-		return "", fmt.Errorf("stat: %w", err)
-	}
-	return fmt.Sprintf("%d:%d", unix.Major(st.Rdev), unix.Minor(st.Rdev)), nil
 }
 
 // Discard tells the device, or the filesystem below a file, that a range is

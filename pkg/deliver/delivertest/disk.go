@@ -5,7 +5,8 @@
 //	disk := delivertest.NewDisk(before, 512)
 //	disk.Fault = func(op delivertest.Op) error { … }       // EIO at will
 //	_, err := deliver.Apply(ctx, plan, source, disk, deliver.Options{})
-//	disk.PowerCuts(seed, func(c delivertest.Cut) { … })    // every state that a cut may leave
+//	_, err = disk.Survives(delivertest.Invariant{Before: before, Want: want, …}, delivertest.Cuts{})
+//	early := disk.ReadTooEarly()                           // read back before it was flushed
 //
 // The disk has a volatile write cache: what was written since the last flush
 // is, after a power cut, there or not there, sector by sector and in any
@@ -57,6 +58,8 @@ type Disk struct {
 	now    []byte
 	ops    []Op
 	n      int
+	dirty  []diskimage.Extent // changed since the last flush
+	early  []diskimage.Extent // read back while it was dirty
 }
 
 // NewDisk returns a disk that durably holds a copy of before.
@@ -70,8 +73,26 @@ func (d *Disk) Size() int64 { return int64(len(d.now)) }
 // SectorSize implements deliver.Target.
 func (d *Disk) SectorSize() int64 { return d.sector }
 
-// Reread implements deliver.Rereader: the disk has no cache above it.
-func (d *Disk) Reread() (io.ReaderAt, deliver.ReadMode) { return d, deliver.ReadDirect }
+// Reread implements deliver.Rereader: the disk has no cache above it. What is
+// read so before it was flushed is remembered.
+func (d *Disk) Reread() (io.ReaderAt, deliver.ReadMode) { return rereader{d}, deliver.ReadDirect }
+
+type rereader struct{ *Disk }
+
+func (r rereader) ReadAt(p []byte, off int64) (int, error) {
+	r.mu.Lock()
+	for _, e := range r.dirty {
+		if x := e.Intersect(diskimage.Extent{Off: off, Len: int64(len(p))}); x.Len > 0 {
+			r.early = append(r.early, x)
+		}
+	}
+	r.mu.Unlock()
+	return r.Disk.ReadAt(p, off)
+}
+
+// ReadTooEarly returns what was read back, to see what the medium holds, while
+// a change to it was not flushed: that proves nothing.
+func (d *Disk) ReadTooEarly() []diskimage.Extent { return d.early }
 
 // Content returns a copy of what reads see.
 func (d *Disk) Content() []byte {
@@ -117,6 +138,9 @@ func (d *Disk) do(kind Kind, e diskimage.Extent, data []byte, act func()) error 
 	if kind != Read {
 		op.data = slices.Clone(data)
 		d.ops = append(d.ops, op)
+		if d.dirty = append(d.dirty, e); kind == Flush {
+			d.dirty = d.dirty[:0]
+		}
 	}
 	return nil
 }
@@ -126,6 +150,7 @@ func (d *Disk) tear(e diskimage.Extent, data []byte) {
 	for off := int64(0); off < e.Len; off += 2 * d.sector {
 		part := data[off:min(off+d.sector, e.Len)]
 		copy(d.now[e.Off+off:], part)
+		d.dirty = append(d.dirty, diskimage.Extent{Off: e.Off + off, Len: int64(len(part))})
 		d.ops = append(d.ops, Op{N: d.n, Kind: Write, Extent: diskimage.Extent{Off: e.Off + off, Len: int64(len(part))}, data: slices.Clone(part)})
 	}
 }
@@ -167,4 +192,15 @@ func (d *Disk) Flush() error {
 			d.AfterFlush(d.now)
 		}
 	})
+}
+
+// Spoil flips the bits of one byte, as a user or a worn-out medium does.
+func (d *Disk) Spoil(off int64) error {
+	var b [1]byte
+	if _, err := d.ReadAt(b[:], off); err != nil {
+		return err
+	}
+	b[0] ^= 0xff
+	_, err := d.WriteAt(b[:], off)
+	return err
 }

@@ -146,13 +146,20 @@ func TestPartitionsThatWere(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		for _, what := range []string{"whole", "backup", "primary", "odd checksum", "other sectors"} {
+		for _, what := range []string{"whole", "backup", "primary", "odd checksum", "other sectors", "no headers", "no primary, no header"} {
 			disk := newScrap(64 * mib)
 			if what != "backup" {
 				copy(disk, primary)
 			}
 			if what != "primary" {
 				copy(disk[len(disk)-len(backup):], backup)
+			}
+			if strings.HasPrefix(what, "no ") {
+				clear(disk[:2*sector])
+				clear(disk[len(disk)-int(sector):])
+			}
+			if what == "no primary, no header" {
+				clear(disk[:mib])
 			}
 			asked := sector
 			switch what {
@@ -171,6 +178,9 @@ func TestPartitionsThatWere(t *testing.T) {
 				}
 			}
 			equal(t, what, got, "partition 1@"+size(21*mib-8*kib)+" partition 2@"+size(39*mib-64*kib))
+			if strings.HasPrefix(what, "no ") {
+				continue // the disk's own GUID was in the header
+			}
 			if f.Tables[len(f.Tables)-1].ID != table.DiskGUID.String() || f.Tables[len(f.Tables)-1].Partitions[1].GUID != table.Partitions[1].GUID.String() {
 				t.Errorf("%s: %+v", what, f.Tables)
 			}

@@ -1,7 +1,9 @@
 package signature
 
 import (
+	"bytes"
 	"fmt"
+	"slices"
 	"unicode/utf16"
 
 	"github.com/imgpipe/imgpipe/pkg/diskimage"
@@ -10,11 +12,12 @@ import (
 // Table is a partition table that was found, valid or not: what it names was
 // a partition once.
 type Table struct {
-	Type       string      `json:"type"` // gpt or mbr
-	Offset     int64       `json:"offset"`
+	Type       string      `json:"type"`         // gpt or mbr
+	Offset     int64       `json:"offset"`       // of its header, in bytes; of a GPT that has none any more: of its entries
 	ID         string      `json:"id,omitempty"` // the disk's GUID or MBR ID
 	Partitions []Partition `json:"partitions,omitempty"`
 	entries    diskimage.Extent
+	headless   bool
 }
 
 // Partition is an entry of a Table. It may reach over the end of the disk.
@@ -29,7 +32,8 @@ const gptMagic = "EFI PART" // UEFI 2.10, table 5.5
 
 // tables finds the tables of a disk: the MBR, the GPT in the second sector, the
 // one that its header names as the other, and that in the last, for sectors of
-// 512 and of 4096 bytes.
+// 512 and of 4096 bytes. Where the header is gone, as from a disk that was about
+// to be written, its entries are looked for.
 func (p *prober) tables(g *region) {
 	p.mbr(g)
 	for _, sector := range []int64{p.sector, 512, 4096} {
@@ -44,6 +48,37 @@ func (p *prober) tables(g *region) {
 			}
 		}
 	}
+	for _, sector := range []int64{512, 4096} {
+		for _, off := range []int64{2 * sector, g.Len/sector*sector - sector - entriesSize} {
+			known := slices.ContainsFunc(p.found.Tables, func(t Table) bool { return t.entries.Overlaps(diskimage.Extent{Off: off, Len: entriesSize}) })
+			if t := (Table{Type: "gpt", Offset: off, headless: true}); !known && g.entries(&t, off, sector) {
+				p.found.Tables = append(p.found.Tables, t)
+			}
+		}
+	}
+}
+
+// entriesSize is the size of the array of a GPT of 128 entries.
+const entriesSize = 16 * kib
+
+// entries takes an array that no header vouches for: nothing may speak against
+// any of its entries.
+func (g *region) entries(t *Table, off, sector int64) bool {
+	b := g.bytes(off, entriesSize)
+	for i := 0; (i+1)*128 <= len(b); i++ {
+		e := b[i*128 : (i+1)*128]
+		if len(bytes.TrimLeft(e, "\x00")) == 0 {
+			continue
+		}
+		part, ok := g.gptEntry(e, sector)
+		if !ok || le.Uint64(e[40:]) >= uint64(g.Len/sector) || part.GUID == "" {
+			return false
+		}
+		part.Number = i + 1
+		t.Partitions = append(t.Partitions, part)
+	}
+	t.entries = diskimage.Extent{Off: off, Len: int64(len(b))}
+	return len(t.Partitions) > 0
 }
 
 // lba returns the offset of a sector that a table names, or -1.

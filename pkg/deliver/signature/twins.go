@@ -105,7 +105,7 @@ func (f *Found) BootBytes(size, sector int64, identities ...Identity) []diskimag
 	out := []diskimage.Extent{{Len: min(sector, size)}}
 	for _, t := range f.Tables {
 		if t.Type == "gpt" {
-			out = append(out, diskimage.Extent{Off: t.Offset, Len: 8}, t.entries)
+			out = append(out, diskimage.Extent{Off: t.Offset, Len: 8}, t.entries) // a header, or the entries
 		}
 	}
 	for _, s := range f.Signatures {

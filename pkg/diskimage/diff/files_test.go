@@ -288,6 +288,14 @@ func TestFilesAgreeWithTheTrees(t *testing.T) {
 	}
 }
 
+// hole is contents with holes.
+type hole struct {
+	*bytes.Reader
+	extents []diskimage.Extent
+}
+
+func (h hole) Extents() []diskimage.Extent { return h.extents }
+
 // TestFilesSayWhat changes one thing at a time.
 func TestFilesSayWhat(t *testing.T) {
 	data := func(text string) diskimage.Disk { return diskimage.Bytes([]byte(text)) }
@@ -297,6 +305,13 @@ func TestFilesSayWhat(t *testing.T) {
 		return in
 	}
 	was := file(func(*tree.Inode) {})
+	holey := func(last byte) *tree.Inode { // all of it a hole, or all but the last block
+		d := hole{bytes.NewReader(append(make([]byte, 1<<20-1), last)), nil}
+		if last != 0 {
+			d.extents = []diskimage.Extent{{Off: 1<<20 - 4096, Len: 4096}}
+		}
+		return &tree.Inode{Mode: 0o644, MTime: epoch, Data: d}
+	}
 	link := &tree.Inode{Kind: tree.Symlink, Mode: 0o777, MTime: epoch, Target: "a"}
 	device := &tree.Inode{Kind: tree.CharDevice, Mode: 0o600, MTime: epoch, Major: 1}
 	treeOf := func(f *tree.Inode, names ...string) *tree.Tree {
@@ -320,6 +335,10 @@ func TestFilesSayWhat(t *testing.T) {
 		{treeOf(was), treeOf(file(func(n *tree.Inode) { n.Data = data("content") })), "/f changed [size contents]"},
 		{treeOf(was), treeOf(file(func(n *tree.Inode) { n.Data = nil })), "/f changed [size contents]"},
 		{treeOf(was), treeOf(file(func(n *tree.Inode) { n.MTime = epoch.Add(-1); n.UID = 1 })), "/f changed [owner time]"},
+		{treeOf(holey(0)), treeOf(holey(0)), ""},
+		{treeOf(holey(0)), treeOf(file(func(n *tree.Inode) { n.Data = diskimage.Bytes(make([]byte, 1<<20)); n.Xattrs = nil })), ""}, // zeros are zeros
+		{treeOf(holey(0)), treeOf(holey(7)), "/f changed [contents]"},
+		{treeOf(holey(7)), treeOf(holey(0)), "/f changed [contents]"},
 		{treeOf(was), treeOf(link), "/f changed [kind mode xattrs]"},
 		{treeOf(link), treeOf(&tree.Inode{Kind: tree.Symlink, Mode: 0o777, MTime: epoch, Target: "b"}), "/f changed [target]"},
 		{treeOf(device), treeOf(&tree.Inode{Kind: tree.CharDevice, Mode: 0o600, MTime: epoch, Minor: 1}), "/f changed [device]"},

@@ -1,6 +1,8 @@
 package diff
 
 import (
+	"cmp"
+	"fmt"
 	"slices"
 
 	"github.com/imgpipe/imgpipe/pkg/diskimage"
@@ -30,7 +32,7 @@ type Partition struct {
 
 // Tables compares partitions: those of b in its order, equal ones included,
 // then those of a that b has not. A table may be nil. Partitions are the same by
-// GUID, else by name.
+// GUID, else by name, else by number where neither has a GUID.
 func Tables(a, b *diskimage.Table) []Partition {
 	var before, after []diskimage.Partition
 	if a != nil {
@@ -44,6 +46,9 @@ func Tables(a, b *diskimage.Table) []Partition {
 	for _, same := range []func(x, y *diskimage.Partition) bool{
 		func(x, y *diskimage.Partition) bool { return x.GUID == y.GUID && !x.GUID.IsZero() },
 		func(x, y *diskimage.Partition) bool { return x.Name == y.Name && x.Name != "" },
+		func(x, y *diskimage.Partition) bool { // of an MBR, or without a name
+			return x.GUID.IsZero() && y.GUID.IsZero() && x.Number == y.Number && x.Number != 0
+		},
 	} {
 		for i := range after {
 			for j := range before {
@@ -55,7 +60,7 @@ func Tables(a, b *diskimage.Table) []Partition {
 	}
 	var out []Partition
 	for i := range after {
-		p := Partition{Name: after[i].Name, GUID: after[i].GUID, Before: pairs[i], After: &after[i], Change: Added}
+		p := Partition{Name: title(&after[i], i), GUID: after[i].GUID, Before: pairs[i], After: &after[i], Change: Added}
 		if p.Before != nil {
 			p.Change = Same
 			if p.What = attributes(p.Before, p.After); p.What != nil {
@@ -66,10 +71,34 @@ func Tables(a, b *diskimage.Table) []Partition {
 	}
 	for j := range before {
 		if !used[j] {
-			out = append(out, Partition{Name: before[j].Name, GUID: before[j].GUID, Change: Removed, Before: &before[j]})
+			out = append(out, Partition{Name: title(&before[j], j), GUID: before[j].GUID, Change: Removed, Before: &before[j]})
 		}
 	}
 	return out
+}
+
+// title names partition i of a table for people.
+func title(p *diskimage.Partition, i int) string {
+	return cmp.Or(p.Name, fmt.Sprintf("partition %d", cmp.Or(p.Number, i+1)))
+}
+
+// TableOf gives a disk without a GPT the form of a table: of an MBR, each
+// partition named after its number and type; of a disk that is one filesystem,
+// that. It is nil where neither is known.
+func TableOf(mbr *diskimage.MBR, whole diskimage.Filesystem, diskSize int64) *diskimage.Table {
+	t := &diskimage.Table{DiskSize: diskSize}
+	switch {
+	case mbr != nil:
+		for _, p := range mbr.Partitions {
+			t.Partitions = append(t.Partitions, diskimage.Partition{Name: fmt.Sprintf("partition %d (%s)", p.Number, p.Type), Number: p.Number,
+				Extent: p.Extent, Filesystem: p.Filesystem})
+		}
+	case whole.Type != "":
+		t.Partitions = []diskimage.Partition{{Name: "disk", Extent: diskimage.Extent{Len: diskSize}, Filesystem: whole}}
+	default:
+		return nil
+	}
+	return t
 }
 
 func attributes(x, y *diskimage.Partition) (what []string) {

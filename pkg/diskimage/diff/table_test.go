@@ -34,6 +34,11 @@ func TestTables(t *testing.T) {
 			p.Type, p.Attributes, p.Number, p.Role, p.Grow = guid("type"), 1, 7, diskimage.RoleRoot, true
 			p.Filesystem = diskimage.Filesystem{Type: "ext3", Label: "s", UUID: "u"}
 		})), "root changed type attributes number role grow filesystem label uuid"},
+		{table(diskimage.Partition{Number: 2}), table(diskimage.Partition{Number: 2, Grow: true}, diskimage.Partition{}), "partition 2 changed grow, partition 2 added"},
+		{TableOf(&diskimage.MBR{Partitions: []diskimage.MBRPartition{{Number: 5, Type: 0x83}}}, diskimage.Filesystem{}, mib),
+			TableOf(&diskimage.MBR{Partitions: []diskimage.MBRPartition{{Number: 5, Type: 0x0c}}}, diskimage.Filesystem{}, mib), "partition 5 (0x0c) changed name"},
+		{TableOf(nil, diskimage.Filesystem{Type: "ext4"}, mib), TableOf(nil, diskimage.Filesystem{Type: "ext4", Label: "x"}, 2*mib), "disk changed size label"},
+		{TableOf(nil, diskimage.Filesystem{}, mib), table(esp), "esp added"},
 		// The GUID decides before the name.
 		{table(esp, root), table(edit(root, func(p *diskimage.Partition) { p.Name = "esp" }), edit(esp, func(p *diskimage.Partition) { p.Name = "root" })), "esp changed name, root changed name"},
 	} {

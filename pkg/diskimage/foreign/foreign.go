@@ -1,10 +1,19 @@
-// Package foreign reads files out of filesystems on a Disk, without mounting
-// them and whoever wrote them. Behind it is go-diskfs.
+// Package foreign reads disks that other tools made: it opens the files that
+// they come in, tells what is on them, and reads files out of their filesystems.
+// Nothing is mounted and nothing is written.
+//
+//	source, err := foreign.Open(ctx, file, foreign.OpenOptions{})    // raw, qcow2, compressed, …
+//	defer source.Close()
+//	sector := foreign.SectorSize(source, source.Size())
+//	survey := foreign.Look(source, sector)                           // partitions, filesystems
 //
 //	uki, err := foreign.ReadFile(disk, *table.Find(diskimage.RoleESP), sector, "/EFI/BOOT/BOOTX64.EFI", 256<<20)
 //
-// It is read-only, and it promises nothing about damaged filesystems but an
-// error: what is read must have been verified before.
+// Open and Look bound whatever they read: no bytes make them hold much, run for
+// long or panic. ReadFile promises nothing about damaged filesystems but an error:
+// what it reads must have been verified before. Behind ReadFile is go-diskfs; the
+// rest is read here, since go-diskfs 1.9.4 has no qcow2 and no logical partitions,
+// follows a FAT's chains without end, and allocates by sizes that the disk says.
 package foreign
 
 import (

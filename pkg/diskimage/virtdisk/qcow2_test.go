@@ -126,6 +126,7 @@ func TestQCOW2OfWrongTables(t *testing.T) {
 		"data nowhere":      {func(b []byte) []byte { be.PutUint64(b[l2:], l2Copied); return b }, "stored nowhere"},
 		"compressed away":   {func(b []byte) []byte { be.PutUint64(b[l2:], l2Compressed|1<<40); return b }, "compressed bytes at 1099511627776"},
 		"compressed noise":  {func(b []byte) []byte { be.PutUint64(b[l2:], l2Compressed|uint64(l2)); return b }, "compressed bytes at"},
+		"encrypted":         {func(b []byte) []byte { b[35] = 2; return b }, ErrEncrypted.Error()},
 		"corrupt":           {func(b []byte) []byte { b[79] |= incompatCorrupt; return b }, "marked as corrupt"},
 		"unknown feature":   {func(b []byte) []byte { b[78] |= 1; return b }, "unknown incompatible features 0x100"},
 		"unknown type":      {func(b []byte) []byte { b[79] |= incompatCompression; b[104] = 2; return b }, "compression type 2"},
@@ -161,6 +162,28 @@ func TestQCOW2DirtyIsRead(t *testing.T) {
 	b[79] |= incompatDirty
 	if err := exercise(t, b); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestQCOW2CutInItsLastCluster: what lies behind the file's end is zeros, as
+// where a file was cut at the last byte that was written.
+func TestQCOW2CutInItsLastCluster(t *testing.T) {
+	b := smallImage(t, Zlib, false)
+	binary.BigEndian.PutUint64(b[1024:], 2560|l2Copied)
+	b = append(b, "the end"...)
+	if err := exercise(t, b); err != nil {
+		t.Fatal(err)
+	}
+	q, err := openQCOW2(&guarded{t: t, b: b}, int64(len(b)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := q.ReadAt(make([]byte, 1), 500); err != nil {
+		t.Error(err)
+	}
+	got := bytes.Repeat([]byte{1}, 512)
+	if n, err := q.ReadAt(got, 0); n != 512 || err != nil || !bytes.Equal(got, append([]byte("the end"), make([]byte, 505)...)) {
+		t.Errorf("%d bytes, %v: %q", n, err, got[:20])
 	}
 }
 
@@ -260,6 +283,31 @@ func FuzzQCOW2(f *testing.F) {
 		f.Add(smallImage(f, c, true)[:81920])
 	}
 	f.Fuzz(func(t *testing.T, b []byte) { _ = exercise(t, b) })
+}
+
+// TestDeflateWindow: QEMU decompresses with a window of 4 KiB, so that nothing
+// may refer further back. What repeats at 3 KiB shrinks, what does at 10 KiB not.
+func TestDeflateWindow(t *testing.T) {
+	encode, err := clusterEncoder(Zlib)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := rand.New(rand.NewPCG(4, 4))
+	for _, c := range []struct {
+		period int
+		far    bool
+	}{{3 << 10, false}, {10 << 10, true}} {
+		b := make([]byte, qcowCluster)
+		for i := range b {
+			if b[i] = byte(r.Uint32()); i >= c.period {
+				b[i] = b[i-c.period]
+			}
+		}
+		out, err := encode(nil, b)
+		if err != nil || (len(out) > qcowCluster*9/10) != c.far {
+			t.Errorf("what repeats after %d bytes is compressed to %d, %v", c.period, len(out), err)
+		}
+	}
 }
 
 func TestReadFullTellsTheEnd(t *testing.T) {

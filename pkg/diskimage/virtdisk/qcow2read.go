@@ -313,8 +313,10 @@ func (q *qcow2) data(p []byte, m mapping, in int64) error {
 		if !stored {
 			have = 0
 		}
-		if err := readFull(q.r, part[:have], m.off+in); err != nil {
-			return err
+		if have > 0 {
+			if err := readFull(q.r, part[:have], m.off+in); err != nil {
+				return err
+			}
 		}
 		clear(part[have:])
 		p, in = p[n:], in+n

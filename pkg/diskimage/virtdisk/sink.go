@@ -26,6 +26,25 @@ func (s *sparse) Write(p []byte) (int, error) {
 	return n, err
 }
 
+// data writes p without the blocks of 4 KiB in it that are zeros.
+func (s *sparse) data(p []byte) error {
+	const block = 4096
+	for len(p) > 0 {
+		n := 0
+		for n < len(p) && !isZero(p[n:min(n+block, len(p))]) {
+			n = min(n+block, len(p))
+		}
+		if n == 0 {
+			n = min(block, len(p))
+			s.off += int64(n)
+		} else if _, err := s.Write(p[:n]); err != nil {
+			return err
+		}
+		p = p[n:]
+	}
+	return nil
+}
+
 func (s *sparse) skip(n int64) error { s.off += n; return nil }
 func (s *sparse) at() int64          { return s.off }
 

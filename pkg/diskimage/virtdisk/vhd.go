@@ -120,15 +120,8 @@ func writeDynamicVHD(ctx context.Context, f File, disk diskimage.Disk, o Options
 			return err
 		}
 		end := s.off + vhdBlock
-		// Zeros within the block are holes.
-		for rest := c.data; len(rest) > 0; {
-			n := min(len(rest), 4096)
-			if isZero(rest[:n]) {
-				s.off += int64(n)
-			} else if _, err := s.Write(rest[:n]); err != nil {
-				return err
-			}
-			rest = rest[n:]
+		if err := s.data(c.data); err != nil {
+			return err
 		}
 		s.off = end
 		return nil

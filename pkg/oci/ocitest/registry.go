@@ -57,6 +57,7 @@ type manifest struct {
 type session struct {
 	name string
 	data []byte
+	turn int // of the request that may append
 }
 
 // NewRegistry returns an empty registry.

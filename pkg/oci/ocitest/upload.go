@@ -16,47 +16,75 @@ func (g *Registry) upload(w http.ResponseWriter, r *http.Request, name, id strin
 		g.begin(w, r, name)
 		return
 	}
-	// The body is read without the lock: one upload must not wait for another.
-	var got []byte
-	var cut error
-	if r.Method == http.MethodPatch && g.NoPatch {
+	s := g.session(name, id)
+	switch {
+	case s == nil:
+		Refuse(w, http.StatusNotFound, "BLOB_UPLOAD_UNKNOWN", "blob upload unknown to registry")
+	case r.Method == http.MethodPatch && g.NoPatch:
 		Refuse(w, http.StatusMethodNotAllowed, "UNSUPPORTED", "no PATCH here")
-		return
+	case r.Method == http.MethodPatch || r.Method == http.MethodPut:
+		g.take(w, r, id, s)
+	case r.Method == http.MethodGet:
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		g.where(w, id, s, http.StatusNoContent)
+	case r.Method == http.MethodDelete:
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		delete(g.sessions, id)
+		w.WriteHeader(http.StatusNoContent)
 	}
-	if r.Method == http.MethodPatch || r.Method == http.MethodPut {
-		got, cut = io.ReadAll(io.LimitReader(r.Body, maxUpload))
-	}
+}
+
+func (g *Registry) session(name, id string) *session {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	s := g.sessions[id]
-	if s == nil || s.name != name {
-		Refuse(w, http.StatusNotFound, "BLOB_UPLOAD_UNKNOWN", "blob upload unknown to registry")
+	if s := g.sessions[id]; s != nil && s.name == name {
+		return s
+	}
+	return nil
+}
+
+// take appends a request's body to a session as it comes, and ends the session
+// if it is a PUT.
+func (g *Registry) take(w http.ResponseWriter, r *http.Request, id string, s *session) {
+	g.mu.Lock()
+	var first, last int
+	n, _ := fmt.Sscanf(r.Header.Get("Content-Range"), "%d-%d", &first, &last)
+	ok := n == 2 && first == len(s.data) || r.Header.Get("Content-Range") == "" && (len(s.data) == 0 || r.Method == http.MethodPut)
+	s.turn++
+	turn := s.turn
+	g.mu.Unlock()
+	if !ok {
+		Refuse(w, http.StatusRequestedRangeNotSatisfiable, "BLOB_UPLOAD_INVALID", "the upload goes on elsewhere")
 		return
 	}
-	if cr := r.Header.Get("Content-Range"); cr != "" {
-		var first, last int
-		if n, _ := fmt.Sscanf(cr, "%d-%d", &first, &last); n != 2 || first != len(s.data) {
+	buf := make([]byte, 64<<10)
+	for {
+		n, err := r.Body.Read(buf)
+		g.mu.Lock()
+		if s.turn != turn || len(s.data)+n > maxUpload { // another request goes on with it
+			g.mu.Unlock()
 			Refuse(w, http.StatusRequestedRangeNotSatisfiable, "BLOB_UPLOAD_INVALID", "the upload goes on elsewhere")
 			return
 		}
-	}
-	switch r.Method {
-	case http.MethodPatch:
-		if s.data = append(s.data, got...); cut == nil {
-			g.where(w, r, id, s, http.StatusAccepted)
+		s.data = append(s.data, buf[:n]...)
+		g.mu.Unlock()
+		if err == io.EOF {
+			break
 		}
-	case http.MethodGet:
-		g.where(w, r, id, s, http.StatusNoContent)
-	case http.MethodDelete:
-		delete(g.sessions, id)
-		w.WriteHeader(http.StatusNoContent)
-	case http.MethodPut:
-		if cut != nil {
-			return
+		if err != nil {
+			return // cut: what came stays
 		}
-		delete(g.sessions, id)
-		g.store(w, r, name, append(s.data, got...))
 	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if r.Method == http.MethodPatch {
+		g.where(w, id, s, http.StatusAccepted)
+		return
+	}
+	delete(g.sessions, id)
+	g.store(w, r, s.name, s.data)
 }
 
 // store ends an upload.
@@ -85,11 +113,11 @@ func (g *Registry) begin(w http.ResponseWriter, r *http.Request, name string) {
 	g.serial++
 	id := fmt.Sprintf("upload-%d", g.serial)
 	g.sessions[id] = &session{name: name}
-	g.where(w, r, id, g.sessions[id], http.StatusAccepted)
+	g.where(w, id, g.sessions[id], http.StatusAccepted)
 }
 
 // where says how far a session is; its location has a query that must be kept.
-func (g *Registry) where(w http.ResponseWriter, r *http.Request, id string, s *session, status int) {
+func (g *Registry) where(w http.ResponseWriter, id string, s *session, status int) {
 	w.Header().Set("Location", fmt.Sprintf("/v2/%s/blobs/uploads/%s?state=%d", s.name, id, len(s.data)))
 	w.Header().Set("Range", fmt.Sprintf("0-%d", max(len(s.data)-1, 0)))
 	w.WriteHeader(status)

@@ -4,18 +4,15 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
-	"os"
-	"os/exec"
-	"path/filepath"
-	"regexp"
+	"net/url"
 	"strings"
 	"testing"
 
 	"github.com/imgpipe/imgpipe/pkg/diskimage"
+	"github.com/imgpipe/imgpipe/pkg/oci/ocitest"
 	"github.com/imgpipe/imgpipe/pkg/oci/registry"
 )
 
@@ -51,6 +48,9 @@ func (c client) try(method, path string, body io.Reader, h header) (reply, error
 		path = c.base + path
 	case !strings.Contains(path, "://"):
 		path = c.base + "/v2/" + c.repo + "/" + path
+	}
+	if body == nil {
+		body = http.NoBody
 	}
 	req, err := http.NewRequestWithContext(context.Background(), method, path, body)
 	if err != nil {
@@ -218,60 +218,23 @@ func serveDir(t testing.TB, root string, o registry.Options) client {
 	return client{t, server.URL, "acme/server"}
 }
 
-// judge finds a program that judges, in build/judges or where programs are.
-func judge(t testing.TB, name string) string {
-	t.Helper()
-	if here, err := filepath.Abs("../../../build/judges/" + name); err == nil {
-		if _, err := os.Stat(here); err == nil {
-			return here
-		}
-	}
-	path, err := exec.LookPath(name)
-	if err != nil {
-		t.Skipf("%s is not installed", name)
-	}
-	return path
-}
-
 // distribution starts the reference implementation.
 func distribution(t testing.TB) client {
 	t.Helper()
-	program := judge(t, "registry")
-	dir := t.TempDir()
-	config := fmt.Sprintf(`version: 0.1
-log: {level: info}
-storage: {filesystem: {rootdirectory: %s/data}, delete: {enabled: true}}
-http: {addr: "127.0.0.1:0"}
-`, dir)
-	path := filepath.Join(dir, "config.yml")
-	if err := os.WriteFile(path, []byte(config), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	cmd := exec.Command(program, "serve", path)
-	cmd.Env = append(os.Environ(), "OTEL_TRACES_EXPORTER=none")
-	out, err := cmd.StderrPipe()
+	return client{t, "http://" + ocitest.Distribution(t), "acme/server"}
+}
+
+// newRequest returns a request as a server gets it, or nil for a target that is
+// no URL.
+func newRequest(method, target string, body []byte) *http.Request {
+	u, err := url.ParseRequestURI(target)
 	if err != nil {
-		t.Fatal(err)
+		return nil
 	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
+	req, err := http.NewRequest(method, u.String(), bytes.NewReader(body))
+	if err != nil {
+		return nil
 	}
-	t.Cleanup(func() {
-		_ = cmd.Process.Kill()
-		_ = cmd.Wait() // it was killed
-	})
-	address := regexp.MustCompile(`listening on (127\.0\.0\.1:[0-9]+)`)
-	var seen []byte
-	buf := make([]byte, 4096)
-	for {
-		n, err := out.Read(buf)
-		seen = append(seen, buf[:n]...)
-		if m := address.FindSubmatch(seen); m != nil {
-			go func() { _, _ = io.Copy(io.Discard, out) }() // until it ends
-			return client{t, "http://" + string(m[1]), "acme/server"}
-		}
-		if err != nil {
-			t.Fatalf("distribution's registry does not start: %s", seen)
-		}
-	}
+	req.URL, req.RequestURI, req.RemoteAddr = u, target, "192.0.2.1:1"
+	return req
 }

@@ -4,11 +4,14 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"os"
+	"os/exec"
 	"regexp"
 	"slices"
 	"strings"
 	"testing"
 
+	"github.com/imgpipe/imgpipe/pkg/oci/ocitest"
 	"github.com/imgpipe/imgpipe/pkg/oci/registry"
 )
 
@@ -418,6 +421,10 @@ func testReferrers(t *testing.T, c client) {
 	if list, _ = c.referrers(early.Digest, ""); len(list) != 1 || list[0].Digest != second.Digest {
 		t.Errorf("of a referrer: %v", list)
 	}
+	c.mustPush(m, "set") // the tag moves
+	if list, _ = c.referrers(subject.Digest, ""); len(list) != 3 {
+		t.Errorf("after one lost its tag: %v", list)
+	}
 	c.do("DELETE", "manifests/"+byConfig.Digest, nil, nil).want(t, 202)
 	if list, _ = c.referrers(subject.Digest, ""); len(list) != 2 {
 		t.Errorf("after one was deleted: %v", list)
@@ -456,4 +463,20 @@ var managementPoints = []point{
 		c.blob([]byte("nobody needs it"), "")
 		c.do("GET", "blobs/"+d.Digest, nil, nil).want(t, 200)
 	}},
+}
+
+// The specification's own program (distribution-spec, directory conformance,
+// built by make tools) puts 789 points.
+func TestConformanceProgram(t *testing.T) {
+	program := ocitest.Tool(t, "conformance")
+	c, _ := serve(t, registry.Options{})
+	cmd := exec.Command(program)
+	cmd.Dir = t.TempDir() // it writes its results there
+	cmd.Env = append(os.Environ(), "OCI_REGISTRY="+strings.TrimPrefix(c.base, "http://"), "OCI_TLS=disabled", "OCI_VERSION=dev",
+		"OCI_API_BLOBS_DIGEST_HEADER=true", "OCI_API_MANIFESTS_DIGEST_HEADER=true", "OCI_API_BLOBS_UPLOAD_CANCEL=true",
+		"OCI_API_MANIFESTS_TAG_PARAM=true", "OCI_DATA_SHA512=false") // docs/registry.md: SHA-256 only
+	out, err := cmd.CombinedOutput()
+	if err != nil || !bytes.Contains(out, []byte("OCI Conformance Result: Pass")) {
+		t.Errorf("%v\n%s", err, out)
+	}
 }

@@ -10,14 +10,15 @@ import (
 
 // document is a manifest or an image index, as far as a registry looks at it.
 type document struct {
-	SchemaVersion int64           `json:"schemaVersion"`
-	MediaType     types.MediaType `json:"mediaType"`
-	ArtifactType  string          `json:"artifactType"`
-	Config        *descriptor     `json:"config"`
-	Layers        []descriptor    `json:"layers"`
-	Manifests     []descriptor    `json:"manifests"`
-	Subject       *descriptor     `json:"subject"`
-	FSLayers      json.RawMessage `json:"fsLayers"` // of Docker's schema 1
+	SchemaVersion int64             `json:"schemaVersion"`
+	MediaType     types.MediaType   `json:"mediaType"`
+	ArtifactType  string            `json:"artifactType"`
+	Config        *descriptor       `json:"config"`
+	Layers        []descriptor      `json:"layers"`
+	Manifests     []descriptor      `json:"manifests"`
+	Subject       *descriptor       `json:"subject"`
+	Annotations   map[string]string `json:"annotations"`
+	FSLayers      json.RawMessage   `json:"fsLayers"` // of Docker's schema 1
 }
 
 type descriptor struct {

@@ -1,6 +1,7 @@
 package registry
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -68,7 +69,7 @@ func failureOf(err error) (f *failure, own bool) {
 	switch {
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		status, text = http.StatusRequestTimeout, "the body stood still for too long"
-	case errors.Is(err, errGone):
+	case errors.Is(err, errGone), errors.Is(err, context.Canceled):
 		status, text = http.StatusBadRequest, "the body ended early"
 	case errors.Is(err, oci.ErrCorrupt):
 		text = "what the registry has of this is damaged; push it again"

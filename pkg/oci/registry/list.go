@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net/http"
 	"net/url"
 	"slices"
@@ -13,6 +14,7 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/types"
 
+	"github.com/imgpipe/imgpipe/pkg/diskimage"
 	"github.com/imgpipe/imgpipe/pkg/oci"
 )
 
@@ -130,8 +132,8 @@ func (r *Registry) listReferrers(ctx context.Context, s *stream, req *http.Reque
 		if h.String() <= last {
 			continue
 		}
-		_, desc, err := p.dir.Manifest(ctx, h.String())
-		if errors.Is(err, oci.ErrNotFound) {
+		desc, err := p.describe(l, h)
+		if errors.Is(err, fs.ErrNotExist) {
 			continue // deleted meanwhile
 		}
 		if err != nil {
@@ -155,4 +157,29 @@ func (r *Registry) listReferrers(ctx context.Context, s *stream, req *http.Reque
 		x.Manifests = append(x.Manifests, desc)
 	}
 	return answer(s, req, string(types.OCIImageIndex), x)
+}
+
+// describe returns the descriptor of a referrer, from the manifest itself.
+func (p *repo) describe(l *oci.Listing, h v1.Hash) (v1.Descriptor, error) {
+	digest, err := diskimage.ParseDigest(h.String())
+	if err != nil {
+		return v1.Descriptor{}, err
+	}
+	desc, ok := l.Manifest(digest)
+	if !ok {
+		return desc, fs.ErrNotExist
+	}
+	b, err := p.dir.ReadBlob(digest, desc.Size, maxManifest)
+	if err != nil {
+		return desc, err
+	}
+	var doc document
+	if err := decode(b, &doc); err != nil {
+		return desc, fmt.Errorf("%v: %w", h, err)
+	}
+	desc.ArtifactType, desc.Annotations = doc.ArtifactType, doc.Annotations
+	if desc.ArtifactType == "" && desc.MediaType.IsImage() && doc.Config != nil {
+		desc.ArtifactType = string(doc.Config.MediaType)
+	}
+	return desc, nil
 }

@@ -9,7 +9,6 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
-	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/types"
@@ -44,7 +43,7 @@ func (r *Registry) getBlob(ctx context.Context, s *stream, req *http.Request, pl
 	}
 	s.Header().Set("Content-Type", "application/octet-stream")
 	identify(s, pl.digest)
-	http.ServeContent(s, req, "", time.Time{}, f)
+	s.content(req, f)
 	return nil
 }
 
@@ -71,7 +70,7 @@ func (r *Registry) getManifest(ctx context.Context, s *stream, req *http.Request
 	req.Header.Del("Range") // a manifest is one piece
 	s.Header().Set("Content-Type", string(desc.MediaType))
 	identify(s, digest)
-	http.ServeContent(s, req, "", time.Time{}, bytes.NewReader(b))
+	s.content(req, bytes.NewReader(b))
 	return nil
 }
 

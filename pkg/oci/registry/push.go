@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"mime"
 	"net/http"
 	"net/url"
@@ -159,6 +160,50 @@ func (p *repo) check(ctx context.Context, doc *document) error {
 	}
 	if len(f.errors) > 0 {
 		return f
+	}
+	return p.checkChildren(doc, 1, map[string]int{})
+}
+
+// maxNesting is how deep image indexes may hold others: what oci.Dir.GC follows.
+const maxNesting = 4
+
+// checkChildren reads what an image index says are manifests: one that is none
+// would stop the collection of garbage. deepest is where a child was looked at.
+func (p *repo) checkChildren(doc *document, depth int, deepest map[string]int) error {
+	if !doc.MediaType.IsIndex() {
+		return nil
+	}
+	for _, c := range doc.Manifests {
+		if deepest[c.Digest] >= depth {
+			continue
+		}
+		deepest[c.Digest] = depth
+		if depth > maxNesting {
+			return fail(http.StatusBadRequest, codeManifestInvalid, "image indexes in image indexes, more than %d deep", maxNesting)
+		}
+		digest, err := parseDigest(c.Digest)
+		if err != nil {
+			return err
+		}
+		if c.Size > maxManifest {
+			return fail(http.StatusBadRequest, codeManifestInvalid, "%s: a manifest of %d bytes, at most %d are taken", c.Digest, c.Size, maxManifest)
+		}
+		b, err := p.dir.ReadBlob(digest, c.Size, maxManifest)
+		if errors.Is(err, oci.ErrCorrupt) || errors.Is(err, fs.ErrNotExist) {
+			p.damaged.Store(digest, true)
+			return fail(http.StatusNotFound, codeManifestBlobUnknown, "%s: not in repository %s, or damaged", c.Digest, p.name)
+		}
+		if err != nil {
+			return err
+		}
+		child, err := parseManifest(b, string(c.MediaType))
+		if err != nil {
+			f, _ := failureOf(err)
+			return fail(http.StatusBadRequest, codeManifestInvalid, "%s in the image index: %s", c.Digest, f.errors[0].Message)
+		}
+		if err := p.checkChildren(child, depth+1, deepest); err != nil {
+			return err
+		}
 	}
 	return nil
 }

@@ -6,7 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"slices"
@@ -16,6 +18,7 @@ import (
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/types"
+	"golang.org/x/sys/unix"
 
 	"github.com/imgpipe/imgpipe/pkg/oci"
 	"github.com/imgpipe/imgpipe/pkg/oci/registry"
@@ -221,6 +224,48 @@ func TestManifestsThatContradictAreRefused(t *testing.T) {
 	c.mustPush(good, "v1")
 }
 
+// Whatever is pushed, garbage can be collected afterwards.
+func TestNothingThatIsTakenStopsTheCollection(t *testing.T) {
+	root := t.TempDir()
+	reg, err := registry.New(root, registry.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := httptest.NewServer(reg)
+	defer server.Close()
+	c := client{t, server.URL, "a"}
+	no := c.blob([]byte("no manifest"), typeManifest)
+	config := c.blob([]byte("{}"), typeManifest)
+	odd := c.blob([]byte(`{"schemaVersion":2,"config":{"mediaType":"x","digest":"md5:1","size":1},"layers":[]}`), typeManifest)
+	taken := 0
+	x := image{SchemaVersion: 2, MediaType: typeIndex}
+	for _, d := range []desc{no, config, odd, {MediaType: typeIndex, Digest: no.Digest, Size: no.Size}} {
+		x.Manifests = &[]desc{d}
+		_, r := c.push(x, "odd")
+		r.want(t, 400).code(t, "MANIFEST_INVALID")
+	}
+	child := c.mustPush(c.newImage("x"), "")
+	for depth := range 8 {
+		x.Manifests = &[]desc{child}
+		var r reply
+		if child, r = c.push(x, fmt.Sprintf("depth%d", depth)); r.StatusCode != 201 {
+			r.want(t, 400).code(t, "MANIFEST_INVALID")
+			break
+		}
+		taken++
+	}
+	if taken != 4 {
+		t.Errorf("%d image indexes in each other, want 4", taken)
+	}
+	server.Close()
+	if err := reg.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if done, err := registry.Collect(t.Context(), root); err != nil || len(done) != 1 || done[0].GC.Blobs != 3 {
+		t.Errorf("%+v, %v", done, err)
+	}
+}
+
 // A blob that another process, or the disk, damaged is pushed again by a client
 // that does what it always does.
 func TestDamagedBlobsAreHealedByPushing(t *testing.T) {
@@ -389,6 +434,89 @@ func TestStalledAndDrippingBodies(t *testing.T) {
 		t.Fatal(err)
 	}
 	r.want(t, 202).head(t, "Range", fmt.Sprintf("0-%d", 8*len(part)-1))
+}
+
+// A client that asks and does not read is given up.
+func TestClientThatDoesNotRead(t *testing.T) {
+	ended := make(chan registry.Access, 8)
+	c, _ := serve(t, registry.Options{Stall: 50 * time.Millisecond, Log: func(a registry.Access) { ended <- a }})
+	d := c.blob(make([]byte, 32<<20), "")
+	for range 2 { // of the push
+		<-ended
+	}
+	conn, err := net.Dial("tcp", strings.TrimPrefix(c.base, "http://"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if _, err := fmt.Fprintf(conn, "GET /v2/%s/blobs/%s HTTP/1.1\r\nHost: x\r\n\r\n", c.repo, d.Digest); err != nil {
+		t.Fatal(err)
+	}
+	if a := <-ended; a.Err == nil || a.Bytes >= 32<<20 {
+		t.Errorf("ended with %d bytes, %v", a.Bytes, a.Err)
+	}
+}
+
+// What a killed server left goes when the repository is next used, unless
+// somebody is at work there.
+func TestTemporariesOfAKilledServerGo(t *testing.T) {
+	root := t.TempDir()
+	dir, err := oci.CreateRepository(t.Context(), filepath.Join(root, "a"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	left := filepath.Join(root, "a/.tmp/blob-1")
+	if err := os.WriteFile(left, []byte("left"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	ask := func() error {
+		t.Helper()
+		reg, err := registry.New(root, registry.Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		w := httptest.NewRecorder()
+		reg.ServeHTTP(w, newRequest("GET", "/v2/a/tags/list", nil))
+		if err := reg.Close(); err != nil || w.Code != 200 {
+			t.Errorf("status %d, %v", w.Code, err)
+		}
+		_, err = os.Stat(left)
+		return err
+	}
+	if err := ask(); err != nil {
+		t.Errorf("while another has the layout open: %v", err)
+	}
+	if err := dir.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := ask(); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("alone: %v", err)
+	}
+}
+
+// A full disk is said to be one, and what did not fit is given up at once.
+func TestFullDisk(t *testing.T) {
+	root := t.TempDir()
+	if err := unix.Mount("tmpfs", root, "tmpfs", 0, "size=1m"); err != nil {
+		t.Skipf("mounting a small disk: %v", err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(root, 0); err != nil {
+			t.Error(err)
+		}
+	})
+	c := serveDir(t, root, registry.Options{})
+	small := c.blob(make([]byte, 400_000), "")
+	for range 2 {
+		at := c.start()
+		r, err := c.try("PATCH", at, bytes.NewReader(make([]byte, 2<<20)), nil)
+		if err == nil { // else the answer was lost with what was still being sent
+			r.want(t, 507)
+		}
+		c.do("GET", at, nil, nil).want(t, 404)
+	}
+	c.do("GET", "blobs/"+small.Digest, nil, nil).want(t, 200)
+	c.blob(make([]byte, 400_001), "")
 }
 
 func TestCollect(t *testing.T) {

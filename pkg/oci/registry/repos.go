@@ -92,10 +92,9 @@ func (r *Registry) ready(ctx context.Context, p *repo, create bool) (moved bool,
 		return false, err
 	}
 	if !r.o.ReadOnly {
-		// What a killed server left; not if somebody else uses the layout.
-		if _, err := p.dir.RemoveTemps(); err != nil && !errors.Is(err, oci.ErrInUse) {
-			return false, errors.Join(err, p.dir.Close())
-		}
+		// What a killed server left. If somebody else uses the layout, or it cannot
+		// be removed, Collect will see to it.
+		_, _ = p.dir.RemoveTemps()
 	}
 	return false, nil
 }
@@ -104,7 +103,7 @@ func (r *Registry) ready(ctx context.Context, p *repo, create bool) (moved bool,
 func (r *Registry) countOne() error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.count < 0 {
+	if r.count < 0 || r.count >= r.o.MaxRepositories { // some may have been removed
 		names, err := repositories(r.root)
 		if err != nil {
 			return err

@@ -22,6 +22,7 @@ type stream struct {
 
 	code  int   // of the answer, 0 before it
 	sent  int64 // bytes of its body
+	files bool  // net/http answers, from a file
 	mute  bool  // the body that follows was replaced
 	broke error // for the log
 
@@ -90,6 +91,12 @@ func (s *stream) isOver() bool {
 	return s.over
 }
 
+// content answers with what r holds, or the ranges of it that are asked for.
+func (s *stream) content(req *http.Request, r io.ReadSeeker) {
+	s.files = true
+	http.ServeContent(s, req, "", time.Time{}, r)
+}
+
 // WriteHeader begins the answer. net/http's text about a range that cannot be
 // given becomes one of the specification's.
 func (s *stream) WriteHeader(code int) {
@@ -98,7 +105,7 @@ func (s *stream) WriteHeader(code int) {
 	}
 	s.code = code
 	s.extendWrite()
-	if code == http.StatusRequestedRangeNotSatisfiable && s.Header().Get("Content-Range") != "" {
+	if s.files && code == http.StatusRequestedRangeNotSatisfiable {
 		body := []byte(`{"errors":[{"code":"` + codeSizeInvalid + `","message":"the blob has no such range"}]}`)
 		s.Header().Set("Content-Type", "application/json")
 		s.Header().Del("Content-Length")

@@ -6,8 +6,12 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"os"
+	"path/filepath"
 	"regexp"
 	"strconv"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
 
 	"github.com/imgpipe/imgpipe/pkg/diskimage"
 	"github.com/imgpipe/imgpipe/pkg/oci"
@@ -130,8 +134,10 @@ func (r *Registry) finish(s *stream, p *repo, w *oci.BlobWriter, want diskimage.
 // mount gives p a blob of the repository from; without a name, of any. It
 // reports whether it could.
 func (r *Registry) mount(ctx context.Context, p *repo, digest diskimage.Digest, from string) (bool, error) {
-	if f, _, err := p.openBlob(digest); err == nil {
-		return true, errors.Join(f.Close(), p.dir.Sync())
+	if f, size, err := p.openBlob(digest); err == nil {
+		_ = f.Close() // it is only there; and made as durable as one that is pushed
+		have, err := p.dir.HasBlob(ctx, v1.Descriptor{Digest: v1.Hash{Algorithm: "sha256", Hex: digest.Hex()}, Size: size})
+		return have, errors.Join(err, p.dir.Sync())
 	}
 	names := []string{from}
 	if from == "" {
@@ -143,6 +149,9 @@ func (r *Registry) mount(ctx context.Context, p *repo, digest diskimage.Digest, 
 	for _, name := range names {
 		if oci.CheckName(name) != nil || name == p.name {
 			continue
+		}
+		if _, err := os.Lstat(filepath.Join(r.root, filepath.FromSlash(name), "blobs", "sha256", digest.Hex())); err != nil {
+			continue // without opening it
 		}
 		other, err := r.open(ctx, name, false)
 		if err != nil {
@@ -189,7 +198,8 @@ func (u *session) checkRange(s *stream, req *http.Request) (length int64, err er
 	return length, nil
 }
 
-// chunk appends a request's body to an upload.
+// chunk appends a request's body to an upload. A body that does not come whole
+// leaves the upload, to be resumed; a blob too large, or a full disk, ends it.
 func (r *Registry) chunk(u *session, s *stream, req *http.Request) error {
 	length, err := u.checkRange(s, req)
 	if err != nil {
@@ -199,7 +209,17 @@ func (r *Registry) chunk(u *session, s *stream, req *http.Request) error {
 	if err == nil && length >= 0 && n != length {
 		err = fail(http.StatusBadRequest, codeSizeInvalid, "Content-Range says %d bytes, %d came", length, n)
 	}
+	if err != nil && !resumable(err) {
+		r.uploads.end(u)
+	}
 	return err
+}
+
+func resumable(err error) bool {
+	if f, ok := errors.AsType[*failure](err); ok {
+		return f.status != http.StatusRequestEntityTooLarge
+	}
+	return errors.Is(err, errGone)
 }
 
 func (r *Registry) patchUpload(ctx context.Context, s *stream, req *http.Request, pl place) error {
@@ -209,9 +229,6 @@ func (r *Registry) patchUpload(ctx context.Context, s *stream, req *http.Request
 	}
 	defer u.leave()
 	if err := r.chunk(u, s, req); err != nil {
-		if f, ok := errors.AsType[*failure](err); ok && f.status == http.StatusRequestEntityTooLarge {
-			r.uploads.end(u)
-		}
 		return err
 	}
 	return accepted(s, u, http.StatusAccepted)
@@ -227,7 +244,6 @@ func (r *Registry) putUpload(ctx context.Context, s *stream, req *http.Request, 
 		return err
 	}
 	defer u.leave()
-	// A body that does not come whole leaves the upload, to be resumed.
 	if err := r.chunk(u, s, req); err != nil {
 		return err
 	}

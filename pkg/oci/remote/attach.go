@@ -102,8 +102,10 @@ type attaches struct {
 type attaching struct {
 	turn  chan struct{}
 	users int
-	seen  entries       // that must not vanish: ours, and what was read
-	slow  time.Duration // the slowest round trip
+	slow  time.Duration // the slowest reading and writing; the turn guards it
+
+	mu   sync.Mutex
+	seen entries // that must not vanish: ours, and what was read
 }
 
 func (a *attaches) enter(key string) *attaching {
@@ -143,15 +145,19 @@ func (r *Repo) attach(ctx context.Context, subject diskimage.Digest, desc v1.Des
 	if err != nil {
 		return err
 	}
-	rewrites := 0
+	t.mu.Lock()
+	t.seen[desc.Digest] = raw // whoever writes next writes this, too
+	t.mu.Unlock()
+	rewrites, slow := 0, time.Duration(0)
 	for look := 0; look <= 3; look++ {
 		if look > 0 {
-			pause := max(r.c.o.Backoff/2<<look, t.slow<<(look-1))
+			pause := max(r.c.o.Backoff/2<<look, slow<<(look-1))
 			if err := sleep(ctx, jitter(pause)); err != nil {
 				return err
 			}
 		}
-		wrote, err := r.settle(ctx, t, subject, desc.Digest, raw)
+		var wrote bool
+		wrote, slow, err = r.settle(ctx, t, subject)
 		if err != nil {
 			return fmt.Errorf("list %v among the referrers of %v: %w", desc.Digest, subject, err)
 		}
@@ -165,23 +171,21 @@ func (r *Repo) attach(ctx context.Context, subject diskimage.Digest, desc v1.Des
 	return nil
 }
 
-// settle reads the index and writes it anew if anything that was seen is not in it.
-func (r *Repo) settle(ctx context.Context, t *attaching, subject diskimage.Digest, digest v1.Hash, raw json.RawMessage) (wrote bool, err error) {
+// settle reads the index and writes it anew if anything that was seen is not in
+// it. It returns the slowest time that this took so far.
+func (r *Repo) settle(ctx context.Context, t *attaching, subject diskimage.Digest) (wrote bool, slow time.Duration, err error) {
 	select {
 	case t.turn <- struct{}{}:
 		defer func() { <-t.turn }()
 	case <-ctx.Done():
-		return false, context.Cause(ctx)
-	}
-	if t.seen[digest] == nil {
-		t.seen[digest] = raw
+		return false, 0, context.Cause(ctx)
 	}
 	for again := (tries{c: r.c}); ; {
 		begin := time.Now()
 		wrote, err := r.rewrite(ctx, t, subject)
 		t.slow = max(t.slow, time.Since(begin))
 		if err == nil {
-			return wrote, nil
+			return wrote, t.slow, nil
 		}
 		// What was read may be out of date by the time of the next try: it begins
 		// with reading.
@@ -191,7 +195,7 @@ func (r *Repo) settle(ctx context.Context, t *attaching, subject diskimage.Diges
 			err = again.again(ctx, err)
 		}
 		if err != nil {
-			return false, err
+			return false, t.slow, err
 		}
 	}
 }
@@ -199,8 +203,14 @@ func (r *Repo) settle(ctx context.Context, t *attaching, subject diskimage.Diges
 // rewrite reads the index once, and writes it once if it lacks anything.
 func (r *Repo) rewrite(ctx context.Context, t *attaching, subject diskimage.Digest) (wrote bool, err error) {
 	x, etag, err := r.referrersIndex(ctx, subject)
-	if err != nil || !x.add(t.seen) {
+	if err != nil {
 		return false, err
+	}
+	t.mu.Lock()
+	changed := x.add(t.seen)
+	t.mu.Unlock()
+	if !changed {
+		return false, nil
 	}
 	b, err := x.bytes()
 	if err != nil {

@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -19,7 +20,7 @@ func noAPI(g *ocitest.Registry) { g.NoReferrers = true }
 
 // tag writes and reads the index of referrers as another client does.
 func (s *site) tagPath() string {
-	return "/v2/acme/server/manifests/" + strings.Replace(s.md.Digest.String(), ":", "-", 1)
+	return "/v2/" + s.name + "/manifests/" + strings.Replace(s.md.Digest.String(), ":", "-", 1)
 }
 
 func (s *site) readTag() map[string]any {
@@ -102,24 +103,73 @@ func TestAttachLeavesAloneWhatIsNoIndex(t *testing.T) {
 }
 
 // TestAttachesAtOnce runs eight clients against a registry that takes its time
-// between reading and writing, so that they do meet.
+// between reading and writing, so that they do meet, among others that read,
+// change and write without looking back.
 func TestAttachesAtOnce(t *testing.T) {
 	t.Parallel()
-	for round := range 3 {
-		s := newSite(t, quick(), noAPI)
-		s.faults.Add(ocitest.Fault{Kind: ocitest.Manifest, Path: "sha256-", Times: -1, Do: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
-			time.Sleep(time.Duration(round+1) * 5 * time.Millisecond)
-			next.ServeHTTP(w, r)
-		}})
-		attachAtOnce(t, s.addr, 8)
-		puts := 0
-		for _, r := range s.faults.Log() {
-			if r.Method == http.MethodPut && strings.Contains(r.Path, "sha256-") {
-				puts++
+	s := newSite(t, quick(), noAPI)
+	s.faults.Add(ocitest.Fault{Kind: ocitest.Manifest, Path: "sha256-", Times: -1, Do: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+		time.Sleep(10 * time.Millisecond)
+		next.ServeHTTP(w, r)
+	}})
+	subject := descriptor(manifestOf(descriptor([]byte("{}")), v1.Descriptor{}, "application/vnd.example", nil)) // attachAtOnce's
+	other := &site{reg: s.reg, md: subject, name: "acme/attach"}
+	var wg sync.WaitGroup
+	for i := range 4 {
+		wg.Go(func() {
+			for j := range 8 {
+				var list []string
+				if old, ok := other.readTag()["manifests"].([]any); ok {
+					for _, e := range old {
+						b, _ := json.Marshal(e)
+						list = append(list, string(b))
+					}
+				}
+				time.Sleep(20 * time.Millisecond) // for others to write
+				other.writeTag(t, fmt.Sprintf(indexText, strings.Join(append(list, foreign(100+8*i+j)), ",")))
 			}
-		}
-		t.Logf("8 attaches: the index was written %d times, %d requests in all", puts, count(s.faults, ""))
+		})
 	}
+	attachAtOnce(t, s.addr, 8)
+	wg.Wait()
+	puts := 0
+	for _, r := range s.faults.Log() {
+		if r.Method == http.MethodPut && strings.Contains(r.Path, "sha256-") {
+			puts++
+		}
+	}
+	t.Logf("8 attaches: the index was written %d times, %d requests in all", puts, count(s.faults, ""))
+}
+
+func TestAttachesThroughOneClientShareWrites(t *testing.T) {
+	t.Parallel()
+	s := newSite(t, quick(), noAPI)
+	s.faults.Add(ocitest.Fault{Kind: ocitest.Manifest, Path: "sha256-", Times: -1, Do: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+		time.Sleep(20 * time.Millisecond)
+		next.ServeHTTP(w, r)
+	}})
+	var wg sync.WaitGroup
+	for i := range 8 {
+		wg.Go(func() {
+			if _, err := s.repo.PushManifest(t.Context(), "", "", manifestOf(descriptor([]byte("{}")), s.md, fmt.Sprintf("a/b%d", i), nil)); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	if got, err := s.repo.Referrers(t.Context(), digestOf(s.md)); err != nil || len(got) != 8 {
+		t.Errorf("%d referrers, %v", len(got), err)
+	}
+	puts := 0
+	for _, r := range s.faults.Log() {
+		if r.Method == http.MethodPut && strings.Contains(r.Path, "sha256-") {
+			puts++
+		}
+	}
+	if puts > 5 {
+		t.Errorf("the index was written %d times", puts)
+	}
+	t.Logf("8 attaches through one client: the index was written %d times", puts)
 }
 
 func TestReferrersOfSeveralPagesAndBothLists(t *testing.T) {

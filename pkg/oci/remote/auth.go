@@ -24,7 +24,32 @@ type host struct {
 
 	turn      chan struct{} // held by whom changes what follows
 	challenge *transport.Challenge
-	tokens    map[string]token // by scopes
+	tokens    map[string]token   // by scopes
+	failures  map[string]failure // by scopes; "" is the handshake
+}
+
+// failure is told to all who waited while it happened, so that they do not wait
+// for it again one after the other.
+type failure struct {
+	err error
+	at  time.Time
+}
+
+// failedSince returns the error of what was tried while the caller, who has the
+// turn now, waited for it.
+func (h *host) failedSince(began time.Time, what string) error {
+	if f, ok := h.failures[what]; ok && f.at.After(began) {
+		return f.err
+	}
+	return nil
+}
+
+func (h *host) fail(what string, err error) error {
+	if len(h.failures) >= maxTokens {
+		clear(h.failures)
+	}
+	h.failures[what] = failure{err, time.Now()}
+	return err
 }
 
 type token struct {
@@ -51,16 +76,20 @@ func (h *host) unlock() { <-h.turn }
 func (s *source) scope(actions string) string { return "repository:" + s.name + ":" + actions }
 
 // hello makes the handshake once. The caller holds the turn.
-func (h *host) hello(ctx context.Context) error {
+func (h *host) hello(ctx context.Context, began time.Time) error {
 	if h.challenge != nil {
 		return nil
 	}
-	ch, err := transport.Ping(ctx, h.reg, h.c.wire)
+	if err := h.failedSince(began, ""); err != nil {
+		return err
+	}
+	both := new(pinged)
+	ch, err := transport.Ping(context.WithValue(ctx, pingKey{}, both), h.reg, h.c.wire)
 	if err != nil {
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
-		return h.handshakeFailure("hello", "/v2/", err)
+		return h.fail("", h.handshakeFailure("hello", "/v2/", both.tell(err)))
 	}
 	if ch.Insecure && !h.c.o.PlainHTTP && !isLoopback(hostOnly(h.reg.RegistryStr())) {
 		return h.handshakeFailure("hello", "/v2/", errPlainHTTP)
@@ -71,11 +100,12 @@ func (h *host) hello(ctx context.Context) error {
 
 // base returns the scheme and host that requests begin with.
 func (h *host) base(ctx context.Context) (string, error) {
+	began := time.Now()
 	if err := h.lock(ctx); err != nil {
 		return "", err
 	}
 	defer h.unlock()
-	if err := h.hello(ctx); err != nil {
+	if err := h.hello(ctx, began); err != nil {
 		return "", err
 	}
 	if h.challenge.Insecure {
@@ -87,12 +117,12 @@ func (h *host) base(ctx context.Context) (string, error) {
 // authorization returns the header for a request within scopes; "" for none.
 // stale is one that was refused: it is renewed, unless another request has done so.
 func (s *source) authorization(ctx context.Context, scopes []string, stale string) (string, error) {
-	h := s.host
+	h, began := s.host, time.Now()
 	if err := h.lock(ctx); err != nil {
 		return "", err
 	}
 	defer h.unlock()
-	if err := h.hello(ctx); err != nil {
+	if err := h.hello(ctx, began); err != nil {
 		return "", err
 	}
 	scheme := strings.ToLower(h.challenge.Scheme)
@@ -114,7 +144,7 @@ func (s *source) authorization(ctx context.Context, scopes []string, stale strin
 	case cfg.RegistryToken != "":
 		return "Bearer " + cfg.RegistryToken, nil
 	case scheme == "bearer":
-		return h.bearer(ctx, s.auth, scopes, stale)
+		return h.bearer(ctx, began, s.auth, scopes, stale)
 	case cfg.Username != "" && cfg.Password != "":
 		return "Basic " + base64.StdEncoding.EncodeToString([]byte(cfg.Username+":"+cfg.Password)), nil
 	case cfg.Auth != "":
@@ -125,10 +155,13 @@ func (s *source) authorization(ctx context.Context, scopes []string, stale strin
 
 // bearer returns a token for scopes, a new one if the one at hand is stale. The
 // caller holds the turn.
-func (h *host) bearer(ctx context.Context, auth authn.Authenticator, scopes []string, stale string) (string, error) {
+func (h *host) bearer(ctx context.Context, began time.Time, auth authn.Authenticator, scopes []string, stale string) (string, error) {
 	key := strings.Join(scopes, " ")
 	if t, ok := h.tokens[key]; ok && t.value != stale && (t.expires.IsZero() || time.Now().Before(t.expires)) {
 		return t.value, nil
+	}
+	if err := h.failedSince(began, key); err != nil {
+		return "", err
 	}
 	asked := time.Now()
 	got, err := transport.Exchange(ctx, h.reg, auth, h.c.wire, scopes, h.challenge)
@@ -136,7 +169,7 @@ func (h *host) bearer(ctx context.Context, auth authn.Authenticator, scopes []st
 		if ctx.Err() != nil {
 			return "", ctx.Err()
 		}
-		return "", h.handshakeFailure("token", "/v2/", err)
+		return "", h.fail(key, h.handshakeFailure("token", "/v2/", err))
 	}
 	t := token{value: "Bearer " + got.Token}
 	if got.AccessToken != "" {

@@ -4,16 +4,20 @@ import (
 	"bytes"
 	"context"
 	"crypto/x509"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/google/go-containerregistry/pkg/authn"
 
@@ -68,7 +72,9 @@ func TestTokenIsRenewedMidWay(t *testing.T) {
 
 func TestTokenIsRenewedOnceForAll(t *testing.T) {
 	t.Parallel()
-	s, tokens, _ := guarded(t, nil)
+	s, tokens, o := guarded(t, nil)
+	o.Notify = func(err error) { t.Error(err) } // one that waited until it stalled
+	s.repo = mustRepo(t, o, s.addr, "acme/server")
 	if _, err := read(t.Context(), s.repo, s.d, 0, 1); err != nil {
 		t.Fatal(err)
 	}
@@ -261,6 +267,28 @@ func TestErrorsHoldNoSecrets(t *testing.T) {
 	}
 }
 
+// TestAllAreToldOfOneFailure: those who wait for a handshake do not make it
+// again, one after the other, when it fails.
+func TestAllAreToldOfOneFailure(t *testing.T) {
+	t.Parallel()
+	o := quick()
+	o.Tries, o.Stall = 1, 500*time.Millisecond
+	s := newSite(t, o, nil)
+	s.faults.Add(ocitest.Fault{Kind: ocitest.Hello, Times: -1, Do: ocitest.Silence()})
+	var wg sync.WaitGroup
+	for range 8 {
+		wg.Go(func() {
+			if _, err := read(t.Context(), s.repo, s.d, 0, 1); err == nil || !strings.Contains(err.Error(), "stalled") {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	if n := count(s.faults, ocitest.Hello); n > 3 { // those who came late
+		t.Errorf("%d handshakes", n)
+	}
+}
+
 // asked is a transport that records where requests would go.
 type asked struct {
 	mu   sync.Mutex
@@ -336,5 +364,29 @@ func TestTLS(t *testing.T) {
 	o.PlainHTTP = true
 	if _, _, err = mustRepo(t, o, "registry.example", "acme/server").Manifest(t.Context(), "v1"); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestCredentialsOfDockersConfiguration reads them where docker login put them:
+// for the host, and for one repository.
+func TestCredentialsOfDockersConfiguration(t *testing.T) {
+	s, _, o := guarded(t, nil)
+	o.Keychain = nil
+	dir := t.TempDir()
+	t.Setenv("DOCKER_CONFIG", dir)
+	t.Setenv("HOME", dir)
+	auth := base64.StdEncoding.EncodeToString([]byte("ann:pass-of-ann"))
+	for _, c := range []struct {
+		key string
+		ok  bool
+	}{{s.addr, true}, {s.addr + "/acme/server", true}, {"registry.example", false}} {
+		text := fmt.Sprintf(`{"auths":{%q:{"auth":%q}}}`, c.key, auth)
+		if err := os.WriteFile(filepath.Join(dir, "config.json"), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		_, _, err := mustRepo(t, o, s.addr, "acme/server").Manifest(t.Context(), "v1")
+		if (err == nil) != c.ok || err != nil && !remote.IsUnauthorized(err) {
+			t.Errorf("credentials for %s: %v", c.key, err)
+		}
 	}
 }

@@ -130,3 +130,28 @@ func TestCallerMayBeSlow(t *testing.T) {
 		t.Errorf("%d requests", n)
 	}
 }
+
+// TestRegistryMayThink: a registry hashes the whole blob before it answers the
+// last request of an upload.
+func TestRegistryMayThink(t *testing.T) {
+	t.Parallel()
+	o := quick()
+	o.Stall = 500 * time.Millisecond
+	s := newSite(t, o, nil)
+	s.faults.Add(ocitest.Fault{Kind: ocitest.Upload, Method: http.MethodPut, Times: -1, Do: ocitest.Meanwhile(func() { time.Sleep(2 * o.Stall) })})
+	for _, n := range []int{1000, 2_000_000} {
+		b := randomBytes(n)
+		if _, err := s.repo.PushBlob(t.Context(), descriptor(b), opener(b), remote.PushOptions{}); err != nil {
+			t.Error(err)
+		}
+	}
+	puts := 0
+	for _, r := range s.faults.Log() {
+		if r.Method == http.MethodPut {
+			puts++
+		}
+	}
+	if puts != 2 {
+		t.Errorf("%d PUTs, want 2", puts)
+	}
+}

@@ -178,7 +178,7 @@ func plain(err error) error {
 // handshakeFailure is failure for what the library did on our behalf.
 func (h *host) handshakeFailure(what, path string, err error) *Error {
 	e := &Error{Registry: h.reg.RegistryStr(), Method: http.MethodGet, Path: path}
-	if t, ok := errors.AsType[*transport.Error](err); ok && !isCertificate(err) { // of HTTPS; plain HTTP was tried after it
+	if t, ok := errors.AsType[*transport.Error](err); ok {
 		e.Status = t.StatusCode
 		if t.Request != nil {
 			e.Registry, e.Method, e.Path = t.Request.URL.Host, t.Request.Method, t.Request.URL.Path

@@ -24,6 +24,7 @@ type site struct {
 	reg    *ocitest.Registry
 	faults *ocitest.Faults
 	addr   string
+	name   string
 	repo   *remote.Repo
 	data   []byte // of a blob
 	d      v1.Descriptor
@@ -38,7 +39,7 @@ func quick() remote.Options {
 
 func newSite(t *testing.T, o remote.Options, set func(*ocitest.Registry)) *site {
 	t.Helper()
-	s := &site{reg: ocitest.NewRegistry()}
+	s := &site{reg: ocitest.NewRegistry(), name: "acme/server"}
 	if set != nil {
 		set(s.reg)
 	}
@@ -76,6 +77,20 @@ func readPart(t *testing.T, s *site) error {
 		t.Errorf("the error names no blob or range: %v", err)
 	}
 	return err
+}
+
+// walk reads the blob in 30 parts.
+func walk(t *testing.T, s *site) error {
+	for off := int64(0); off < s.d.Size; off += s.d.Size / 30 {
+		got, err := read(t.Context(), s.repo, s.d, off, s.d.Size/30)
+		if err != nil {
+			return err
+		}
+		if !bytes.Equal(got, s.data[off:off+s.d.Size/30]) {
+			t.Error("wrong bytes")
+		}
+	}
+	return nil
 }
 
 func fetchAll(t *testing.T, s *site) error {
@@ -128,6 +143,21 @@ func uploadOf(t *testing.T, s *site, n int) error {
 	return nil
 }
 
+// uploadOnce is upload, in one session.
+func uploadOnce(t *testing.T, s *site) error {
+	err := upload(t, s)
+	sessions := 0
+	for _, r := range s.faults.Log() {
+		if r.Method == http.MethodPost {
+			sessions++
+		}
+	}
+	if sessions != 1 {
+		t.Errorf("%d sessions", sessions)
+	}
+	return err
+}
+
 // attachOne attaches a manifest, and finds it.
 func attachOne(t *testing.T, s *site) error {
 	m := manifestOf(descriptor([]byte("{}")), s.md, "application/vnd.example.sig", map[string]string{"k": "v"})
@@ -149,13 +179,14 @@ type row struct {
 	fault ocitest.Fault
 	set   func(*ocitest.Registry)
 	stall time.Duration
-	with  func(*site) // before run
-	err   string      // a part of the error; "": it works
+	with  func(*testing.T, *site) // before run
+	guard func(*ocitest.Tokens)   // tokens are wanted
+	err   string                  // a part of the error; "": it works
 	is    error
 	most  int // requests
 }
 
-func faultRows() []row {
+func faultRows(t *testing.T) []row {
 	const always = -1
 	b, m, u := ocitest.Blob, ocitest.Manifest, ocitest.Upload
 	stall := 500 * time.Millisecond
@@ -191,7 +222,7 @@ func faultRows() []row {
 			row{name: "manifest by tag: cut at " + p.name, run: byTag, fault: ocitest.Fault{Kind: m, Do: ocitest.Cut(p.at)}, most: 2},
 			row{name: "manifest by digest: wrong " + p.name, run: byDigest, fault: ocitest.Fault{Kind: m, Do: ocitest.WrongByte(p.at)}, most: 2},
 			row{name: "manifest by tag: wrong " + p.name, run: byTag, fault: ocitest.Fault{Kind: m, Do: ocitest.WrongByte(p.at)}, most: 2},
-			row{name: "upload: cut at " + p.name, run: upload, fault: ocitest.Fault{Kind: u, Method: "PATCH", Do: ocitest.CutUpload(p.at)}, most: 11},
+			row{name: "upload: cut at " + p.name, run: upload, fault: ocitest.Fault{Kind: u, Method: "PATCH", Do: ocitest.CutUpload(p.at)}, most: 12},
 			row{name: "upload in one: cut at " + p.name, run: uploadSmall, fault: ocitest.Fault{Kind: u, Method: "PUT", Do: ocitest.CutUpload(p.at)}, most: 11})
 	}
 	add(row{name: "blob: wrong byte for ever", run: fetchAll, fault: ocitest.Fault{Kind: b, Times: always, Do: ocitest.WrongByte(ocitest.Middle)}, is: blob.ErrCorrupt, most: 2},
@@ -209,35 +240,63 @@ func faultRows() []row {
 			row{name: "blob: Content-Range with " + name + " for ever", run: readPart, fault: ocitest.Fault{Kind: b, Times: always, Do: header("Content-Range", v)}, err: "Content-Range", most: 5})
 	}
 	add(row{name: "blob: encoded on the way", run: readPart, fault: ocitest.Fault{Kind: b, Do: header("Content-Encoding", "gzip")}, most: 2},
-		row{name: "blob: another's size", run: readPart, with: func(s *site) { s.d.Size++ }, fault: ocitest.Fault{Kind: b, Times: always, Do: ocitest.Whole()}, is: blob.ErrCorrupt, most: 5},
-		row{name: "blob: deleted mid-way", run: readPart, with: func(s *site) {
+		row{name: "blob: another's size", run: readPart, with: func(_ *testing.T, s *site) { s.d.Size++ }, fault: ocitest.Fault{Kind: b, Times: always, Do: ocitest.Whole()}, is: blob.ErrCorrupt, most: 5},
+		row{name: "blob: deleted mid-way", run: readPart, with: func(t *testing.T, s *site) {
 			s.faults.Add(ocitest.Fault{Kind: b, After: 1, Times: always, Do: ocitest.Meanwhile(func() { s.reg.DropBlob(digestOf(s.d)) })})
 		}, fault: ocitest.Fault{Kind: b, Do: ocitest.Cut(ocitest.Middle)}, is: blob.ErrNotFound, most: 2},
 		row{name: "blob: HEAD 503", run: has, fault: ocitest.Fault{Kind: b, Do: ocitest.Status(503)}, most: 2},
+		row{name: "blob: a token for 7 requests, 30 ranges", run: walk, guard: func(k *ocitest.Tokens) { k.Uses = 7 }, most: 39},
+		row{name: "blob: a token for no request", run: readPart, guard: func(k *ocitest.Tokens) {}, fault: ocitest.Fault{Kind: b, Times: always, Do: ocitest.Status(401)}, err: "401", most: 4},
+		row{name: "blob: redirect to another host, 30 ranges", run: walk, with: func(t *testing.T, s *site) {
+			_, base := elsewhere(t, s)
+			s.faults.Add(ocitest.Fault{Kind: b, Times: always, Do: ocitest.Redirect(base)})
+		}, most: 1},
+		row{name: "blob: redirect that expires every 10 ranges", run: walk, with: func(t *testing.T, s *site) {
+			store, base := elsewhere(t, s)
+			s.faults.Add(ocitest.Fault{Kind: b, Times: always, Do: ocitest.Redirect(base)})
+			store.Add(ocitest.Fault{Kind: b, After: 10, Do: ocitest.Status(403)})
+			store.Add(ocitest.Fault{Kind: b, After: 20, Do: ocitest.Status(403)})
+		}, most: 3},
+		row{name: "blob: redirect to nobody", run: readPart, fault: ocitest.Fault{Kind: b, Do: ocitest.Redirect("http://127.0.0.1:1")}, most: 2},
+		row{name: "blob: redirect in a circle", run: readPart, with: func(_ *testing.T, s *site) {
+			s.faults.Add(ocitest.Fault{Kind: b, Times: always, Do: ocitest.Redirect("http://" + s.addr)})
+		}, err: "more than 5 redirects", most: 6},
+		row{name: "blob: redirect to plain HTTP elsewhere", run: readPart, fault: ocitest.Fault{Kind: b, Times: always, Do: ocitest.Redirect("http://store.example")}, err: "plain HTTP is not allowed", most: 1},
 		row{name: "hello: 503", run: readPart, fault: ocitest.Fault{Kind: ocitest.Hello, Do: ocitest.Status(503)}, most: 3},
 		row{name: "hello: 404 for ever", run: readPart, fault: ocitest.Fault{Kind: ocitest.Hello, Times: always, Do: ocitest.Status(404)}, err: "404", most: 1},
 		row{name: "manifest: deleted", run: byDigest, fault: ocitest.Fault{Kind: m, Times: always, Do: ocitest.Status(404)}, is: blob.ErrNotFound, most: 1},
 		row{name: "manifest: wrong byte for ever", run: byDigest, fault: ocitest.Fault{Kind: m, Times: always, Do: ocitest.WrongByte(ocitest.Middle)}, is: blob.ErrCorrupt, most: 5},
 		row{name: "manifest: of Docker's first schema", run: byTag, fault: ocitest.Fault{Kind: m, Times: always, Do: text("application/vnd.docker.distribution.manifest.v1+prettyjws", "{}")}, err: "schema 2", most: 1},
 		row{name: "manifest: 5 MiB", run: byTag, fault: ocitest.Fault{Kind: m, Times: always, Do: text("application/json", strings.Repeat(" ", 5<<20))}, err: "more than 4194304 bytes", most: 1},
-		row{name: "manifest: the tag moves mid-way", run: byTag, with: func(s *site) { moveTag(s) }, most: 2})
+		row{name: "manifest: the tag moves mid-way", run: byTag, with: func(_ *testing.T, s *site) { moveTag(s) }, most: 2})
 	for _, method := range []string{"POST", "PATCH", "PUT"} {
 		silence := stall
 		if method == "PUT" { // the registry may think for ten times as long
 			silence = stall / 3
 		}
-		add(row{name: "upload: " + method + " 503", run: upload, fault: ocitest.Fault{Kind: u, Method: method, Do: ocitest.Status(503)}, most: 11},
+		add(row{name: "upload: " + method + " 503", run: upload, fault: ocitest.Fault{Kind: u, Method: method, Do: ocitest.Status(503)}, most: 12},
 			row{name: "upload: " + method + " 429 for ever", run: upload, fault: ocitest.Fault{Kind: u, Method: method, Times: always, Do: ocitest.Status(429)}, err: "429", most: 30},
 			row{name: "upload: " + method + " reset", run: upload, fault: ocitest.Fault{Kind: u, Method: method, Do: ocitest.Reset()}, most: 11},
 			row{name: "upload: " + method + " silence", run: upload, stall: silence, fault: ocitest.Fault{Kind: u, Method: method, Do: ocitest.Silence()}, most: 11},
-			row{name: "upload: " + method + " answer lost", run: upload, fault: ocitest.Fault{Kind: u, Method: method, Do: answerLost}, most: 11},
+			row{name: "upload: " + method + " answer lost", run: upload, fault: ocitest.Fault{Kind: u, Method: method, Do: answerLost}, most: 7},
 			row{name: "upload: " + method + " 403", run: upload, fault: ocitest.Fault{Kind: u, Method: method, Times: always, Do: ocitest.Status(403)}, err: "403", most: 5})
 	}
-	add(row{name: "upload: session lost", run: upload, with: func(s *site) {
+	add(row{name: "upload: session lost", run: upload, with: func(t *testing.T, s *site) {
 		s.faults.Add(ocitest.Fault{Kind: u, Method: "PUT", Do: ocitest.Meanwhile(s.reg.DropUploads)})
 	}, most: 11},
-		row{name: "upload: session lost after a cut", run: upload, with: func(s *site) {
+		row{name: "upload: session lost after a cut", run: upload, with: func(t *testing.T, s *site) {
 			s.faults.Add(ocitest.Fault{Kind: u, Method: "GET", Do: ocitest.Meanwhile(s.reg.DropUploads)})
+		}, fault: ocitest.Fault{Kind: u, Method: "PATCH", Do: ocitest.CutUpload(ocitest.Middle)}, most: 11},
+		row{name: "upload: the session tells too little at first", run: uploadOnce, with: func(t *testing.T, s *site) {
+			s.faults.Add(ocitest.Fault{Kind: u, Method: "GET", Do: header("Range", "0-0")})
+		}, fault: ocitest.Fault{Kind: u, Method: "PATCH", Do: ocitest.CutUpload(ocitest.Middle)}, most: 11},
+		row{name: "upload: 417 after a cut", run: upload, with: func(t *testing.T, s *site) {
+			s.faults.Add(ocitest.Fault{Kind: u, Method: "PATCH", After: 1, Do: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+				if r.Header.Get("Expect") == "" {
+					t.Error("no Expect")
+				}
+				w.WriteHeader(http.StatusExpectationFailed)
+			}})
 		}, fault: ocitest.Fault{Kind: u, Method: "PATCH", Do: ocitest.CutUpload(ocitest.Middle)}, most: 11},
 		row{name: "upload: no PATCH", run: upload, set: func(g *ocitest.Registry) { g.NoPatch = true }, most: 11},
 		row{name: "upload: wrong digest, once", run: upload, fault: ocitest.Fault{Kind: u, Method: "PUT", Do: digestInvalid}, most: 11},
@@ -246,6 +305,8 @@ func faultRows() []row {
 		row{name: "attach: API", run: attachOne, most: 6},
 		row{name: "attach: no API", run: attachOne, set: func(g *ocitest.Registry) { g.NoReferrers = true }, most: 12},
 		row{name: "attach: wrong types listed", run: attachOne, set: func(g *ocitest.Registry) { g.WrongTypes = true }, most: 6},
+		row{name: "attach: a page of HTML for the listing", run: attachOne, set: func(g *ocitest.Registry) { g.NoReferrers = true },
+			fault: ocitest.Fault{Kind: ocitest.Referrers, Times: always, Do: text("text/html", "<html>")}, most: 12},
 		row{name: "attach: 500 from the listing", run: attachOne, fault: ocitest.Fault{Kind: ocitest.Referrers, Do: ocitest.Status(500)}, most: 7},
 		row{name: "attach: 500 from the listing for ever", run: attachOne, fault: ocitest.Fault{Kind: ocitest.Referrers, Times: always, Do: ocitest.Status(500)}, err: "500", most: 12},
 		row{name: "attach: listing cut", run: attachOne, fault: ocitest.Fault{Kind: ocitest.Referrers, Do: ocitest.Cut(ocitest.Middle)}, most: 7},
@@ -304,7 +365,7 @@ func moveTag(s *site) {
 // after a bounded number of requests, and never with wrong bytes.
 func TestFaults(t *testing.T) {
 	t.Parallel()
-	rows := faultRows()
+	rows := faultRows(t)
 	lines := make([]string, len(rows))
 	var wg sync.WaitGroup
 	limit := make(chan struct{}, 8)
@@ -331,12 +392,17 @@ func (r row) play(t *testing.T) string {
 	if r.stall > 0 {
 		o.Stall = r.stall
 	}
-	s := newSite(t, o, r.set)
+	var s *site
+	if r.guard != nil {
+		s, _, _ = guarded(t, r.guard)
+	} else {
+		s = newSite(t, o, r.set)
+	}
 	if r.fault.Do != nil {
 		s.faults.Add(r.fault)
 	}
 	if r.with != nil {
-		r.with(s)
+		r.with(t, s)
 	}
 	err := r.run(t, s)
 	requests, n := s.faults.Count("")
@@ -351,6 +417,9 @@ func (r row) play(t *testing.T) string {
 	}
 	if err != nil {
 		end = "error: " + strings.NewReplacer(s.addr, "HOST", s.d.Digest.Hex, s.d.Digest.Hex[:8]+"…", s.md.Digest.Hex, s.md.Digest.Hex[:8]+"…").Replace(err.Error())
+	}
+	if r.stall > 0 { // a busy machine stalls by itself
+		r.most += 15
 	}
 	if requests > r.most+1 { // and the handshake
 		for _, rec := range s.faults.Log() {

@@ -100,6 +100,13 @@ func TestClean(t *testing.T) {
 	}
 }
 
+func TestErrorsHoldNoURL(t *testing.T) {
+	err := plain(&url.Error{Op: "Get", URL: "https://store.example/x?signature=secret", Err: &url.Error{URL: "https://secret", Err: errStalled}})
+	if err != errStalled {
+		t.Error(err)
+	}
+}
+
 func TestTransient(t *testing.T) {
 	for status, want := range map[int]bool{400: false, 401: false, 403: false, 404: false, 405: false, 409: false, 410: false, 413: false, 416: false,
 		408: true, 425: true, 429: true, 500: true, 501: false, 502: true, 503: true, 504: true, 505: false, 507: true} {

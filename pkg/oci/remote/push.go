@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"strings"
 	"sync/atomic"
+	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 
@@ -83,6 +84,8 @@ type push struct {
 	acked   int64    // bytes that the registry is known to have in this session
 	unsure  bool     // the session's state is to be asked for
 	whole   bool     // all in one request: small, or the registry takes no parts
+	doubted bool     // the registry was asked twice what it has
+	rash    bool     // something on the way does not take Expect
 	damaged bool     // the registry once said that the digest is another's
 
 	moved atomic.Int64
@@ -162,7 +165,9 @@ func (p *push) part(ctx context.Context) error {
 	off := p.acked
 	if off > 0 { // distribution-spec 1.1, "Pushing a blob in chunks"
 		a.header.Set("Content-Range", fmt.Sprintf("%d-%d", off, p.size-1))
-		a.header.Set("Expect", "100-continue") // it may still be busy with what came before the cut, and refuse
+		if !p.rash { // it may still be busy with what came before the cut, and refuse
+			a.header.Set("Expect", "100-continue")
+		}
 	}
 	p.unsure = true
 	ans, _, err := p.s.small(ctx, a, maxErrorBody, http.StatusAccepted, http.StatusNoContent)
@@ -227,6 +232,10 @@ func (p *push) status(ctx context.Context) error {
 		return nil
 	}
 	have, ok := uploaded(ans.Header.Get("Range"))
+	if ok && have <= 1 && !p.doubted && p.size > 2*smallBlob { // it may not have written yet what it got
+		p.session, p.acked, p.unsure, p.doubted = session, before, true, true
+		return ans.fail(errors.New("the upload has come to nothing so far"))
+	}
 	if !ok || have <= 1 || have > p.size { // "0-0" is what distribution says of none, too
 		return nil
 	}
@@ -262,6 +271,8 @@ func (p *push) failed(ctx context.Context, err error) (done bool, _ error) {
 	case e.Method == http.MethodPatch && !p.whole && slices.Contains([]int{404, 405, 415, 501}, e.Status) && e.Code != "BLOB_UPLOAD_UNKNOWN":
 		p.whole = true
 		p.forget()
+	case e.Status == http.StatusExpectationFailed && !p.rash:
+		p.rash = true
 	case e.Status == http.StatusRequestedRangeNotSatisfiable && p.session != nil:
 		// It has more or less than we thought: status asks.
 	case slices.Contains([]int{400, 404, 409, 410}, e.Status) && e.Method != http.MethodPost && p.session != nil:
@@ -303,7 +314,7 @@ func (p *push) cancel(ctx context.Context) {
 	if p.session == nil {
 		return
 	}
-	ctx, stop := context.WithTimeout(context.WithoutCancel(ctx), p.r.c.o.Stall)
+	ctx, stop := context.WithTimeout(context.WithoutCancel(ctx), min(p.r.c.o.Stall, 2*time.Second))
 	defer stop()
 	if ans, err := p.s.send(ctx, ask{method: http.MethodDelete, url: p.session, scopes: p.scopes}); err == nil {
 		ans.drain()

@@ -146,6 +146,9 @@ func (s *source) referrersAPI(ctx context.Context, digest diskimage.Digest) ([]v
 		if err != nil {
 			return nil, err
 		}
+		if t, _, _ := strings.Cut(ans.Header.Get("Content-Type"), ";"); page == 0 && types.MediaType(strings.TrimSpace(t)) != types.OCIImageIndex {
+			return nil, nil // something else answers there
+		}
 		list, err := listing(b)
 		if err != nil {
 			return nil, ans.fail(&permanent{err})

@@ -146,10 +146,11 @@ type Repo struct {
 	blobs   blobStates
 }
 
-// namePattern is distribution-spec 1.1, "Pulling manifests".
-var tagPattern = regexp.MustCompile(`^[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}$`)
-
-var namePattern = regexp.MustCompile(`^[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*(/[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*)*$`)
+// Distribution-spec 1.1, "Pulling manifests".
+var (
+	tagPattern  = regexp.MustCompile(`^[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}$`)
+	namePattern = regexp.MustCompile(`^[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*(/[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*)*$`)
+)
 
 // Repo names a repository: registry is HOST[:PORT]. It contacts nobody.
 func (c *Client) Repo(registry, repository string) (*Repo, error) {
@@ -208,7 +209,7 @@ func (c *Client) source(registry, prefix, repository string) (*source, error) {
 	defer c.mu.Unlock()
 	h := c.hosts[reg.RegistryStr()]
 	if h == nil {
-		h = &host{c: c, reg: reg, turn: make(chan struct{}, 1), tokens: make(map[string]token)}
+		h = &host{c: c, reg: reg, turn: make(chan struct{}, 1), tokens: make(map[string]token), failures: make(map[string]failure)}
 		c.hosts[reg.RegistryStr()] = h
 	}
 	return &source{host: h, name: repository}, nil

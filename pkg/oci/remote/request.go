@@ -113,7 +113,9 @@ func (s *source) send(ctx context.Context, a ask) (*answer, error) {
 // named adds the repository to a handshake's error.
 func (s *source) named(err error) error {
 	if e, ok := errors.AsType[*Error](err); ok && e.Repository == "" {
-		e.Repository = s.name
+		c := *e // others may be told of it, too
+		c.Repository = s.name
+		return &c
 	}
 	return err
 }
@@ -204,7 +206,7 @@ func (s *source) follow(ctx context.Context, a ask) (*answer, *url.URL, error) {
 			away = to
 		}
 	}
-	return nil, nil, &Error{Registry: s.reg.RegistryStr(), Repository: s.name, Method: a.method, Path: a.path,
+	return nil, nil, &Error{Registry: s.reg.RegistryStr(), Repository: s.name, Method: a.method, Path: "/v2/" + s.name + "/" + a.path,
 		Err: &permanent{fmt.Errorf("more than %d redirects", maxRedirects)}}
 }
 

@@ -126,9 +126,7 @@ func (rt *route) fail(ctx context.Context, s *source, err error) error {
 	if !transient(err) {
 		rt.dead[s] = err
 		delete(rt.failed, s)
-		if IsNotFound(err) {
-			rt.blob.missingAt(s)
-		}
+		rt.blob.refusedBy(s)
 		if len(rt.dead) == len(rt.r.sources) {
 			return rt.dead[rt.r.home]
 		}
@@ -144,6 +142,9 @@ func (rt *route) fail(ctx context.Context, s *source, err error) error {
 	if len(rt.failed)+len(rt.dead) < len(rt.r.sources) {
 		rt.r.c.o.Notify(err)
 		return nil
+	}
+	if gone := rt.dead[rt.r.home]; IsNotFound(gone) { // mirrors have no more than the registry
+		return gone
 	}
 	clear(rt.failed)
 	return rt.tries.again(ctx, err)

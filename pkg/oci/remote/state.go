@@ -51,7 +51,7 @@ type blobState struct {
 }
 
 type remembered struct {
-	missing  bool // the source said so
+	refused  bool // the source does not have it, or does not give it
 	bad      bool // its bytes were wrong
 	noRanges bool // it answered 416 to one that lies in the blob
 	target   *url.URL
@@ -72,7 +72,7 @@ func (b *blobState) with(s *source, f func(*remembered)) {
 // doubts ranks a source by what speaks against it.
 func (b *blobState) doubts(s *source) (rank int) {
 	b.with(s, func(m *remembered) {
-		if m.missing {
+		if m.refused {
 			rank += 4
 		}
 		if m.bad {
@@ -82,7 +82,7 @@ func (b *blobState) doubts(s *source) (rank int) {
 	return rank
 }
 
-func (b *blobState) missingAt(s *source) { b.with(s, func(m *remembered) { m.missing = true }) }
+func (b *blobState) refusedBy(s *source) { b.with(s, func(m *remembered) { m.refused = true }) }
 
 // target returns where s redirected to for the blob a short while ago.
 func (b *blobState) target(s *source) (u *url.URL) {

@@ -2,6 +2,7 @@ package remote
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -33,6 +34,39 @@ type wire struct {
 // blob when an upload is closed.
 type slowAnswer struct{}
 
+type pingKey struct{}
+
+// pinged takes apart what the library says when it tried HTTPS and plain HTTP.
+type pinged struct {
+	mu          sync.Mutex
+	https, http error
+}
+
+func (p *pinged) set(scheme string, err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if scheme == "https" {
+		p.https = err
+	} else {
+		p.http = err
+	}
+}
+
+// tell returns the error that says why there is no handshake; err is both.
+func (p *pinged) tell(err error) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	switch {
+	case isCertificate(p.https):
+		return p.https
+	case p.http == nil || errors.Is(p.http, errPlainHTTP) && p.https == nil:
+		return err
+	case errors.Is(p.https, http.ErrSchemeMismatch) && !errors.Is(p.http, errPlainHTTP):
+		return p.http // it speaks plain HTTP, and may
+	}
+	return p.https
+}
+
 // RoundTrip implements http.RoundTripper.
 func (w *wire) RoundTrip(req *http.Request) (*http.Response, error) {
 	if req.URL.Scheme != "https" && !w.plain && !isLoopback(req.URL.Hostname()) {
@@ -57,7 +91,14 @@ func (w *wire) RoundTrip(req *http.Request) (*http.Response, error) {
 	if err != nil {
 		watch.timer.Stop()
 		cancel()
-		return nil, watch.name(err)
+		err = watch.name(err)
+		if h, ok := errors.AsType[tls.RecordHeaderError](err); ok && string(h.RecordHeader[:]) == "HTTP/" {
+			err = http.ErrSchemeMismatch // as http.Client has it
+		}
+		if p, ok := req.Context().Value(pingKey{}).(*pinged); ok {
+			p.set(req.URL.Scheme, err)
+		}
+		return nil, err
 	}
 	watch.rest()
 	resp.Body = &watchedBody{ReadCloser: resp.Body, watch: watch}
@@ -71,6 +112,8 @@ type watch struct {
 	cancel context.CancelFunc
 	timer  *time.Timer
 	fired  atomic.Bool
+
+	answered atomic.Bool
 
 	mu    sync.Mutex
 	spent time.Duration // waited since the last progress
@@ -91,8 +134,11 @@ func (w *watch) name(err error) error {
 	return err
 }
 
-// rest stops the time.
-func (w *watch) rest() { w.timer.Stop() }
+// rest stops the time: there is an answer.
+func (w *watch) rest() {
+	w.answered.Store(true)
+	w.timer.Stop()
+}
 
 // begin starts to wait, end ends it and counts the bytes that moved.
 func (w *watch) begin() {
@@ -145,6 +191,8 @@ type sentBody struct {
 func (b *sentBody) Read(p []byte) (int, error) {
 	b.watch.timer.Stop() // the time of the caller's disk is not the network's
 	n, err := b.ReadCloser.Read(p)
-	b.watch.timer.Reset(b.watch.stall)
+	if !b.watch.answered.Load() {
+		b.watch.timer.Reset(b.watch.stall)
+	}
 	return n, err
 }

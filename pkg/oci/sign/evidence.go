@@ -25,7 +25,7 @@ type Evidence struct {
 
 	items []item
 	notes []string // what could not be used, and why
-	bytes int64
+	left  int64    // bytes that may still be held
 }
 
 // Format says how a claim was stored.
@@ -54,6 +54,17 @@ type wanted map[string]bool
 // as removing it would.
 func (w wanted) has(annotated string) bool { return w == nil || annotated == "" || w[annotated] }
 
+// signatures reports whether nothing but signatures is asked for.
+func (w wanted) signatures() bool { return len(w) == 1 && w[TypeSignature] }
+
+// limit is how large a bundle or envelope with that annotation may be.
+func (w wanted) limit(annotated string) int64 {
+	if w.signatures() || annotated == TypeSignature {
+		return maxSignature
+	}
+	return MaxBundle
+}
+
 // Fetch reads the evidence about a manifest out of a store: bundles in
 // referrers, and what cosign's older tags name. types are the predicate types
 // that are of interest, so that large attestations stay where they are; none
@@ -67,7 +78,10 @@ func Fetch(ctx context.Context, s Store, digest diskimage.Digest, types ...strin
 		}
 		w[t] = true
 	}
-	e := &Evidence{Digest: digest}
+	e := &Evidence{Digest: digest, left: maxTotal}
+	if w.signatures() {
+		e.left = maxSignedOnly
+	}
 	referrers, err := s.Referrers(ctx, digest)
 	if err != nil && !errors.Is(err, oci.ErrNotFound) {
 		return nil, fmt.Errorf("referrers of %v: %w", digest, err)
@@ -156,7 +170,7 @@ func (e *Evidence) fetchReferrer(ctx context.Context, s Store, d v1.Descriptor, 
 	if err != nil {
 		return fmt.Errorf("referrer %v: %w", desc.Digest, err)
 	}
-	body, err := e.blob(ctx, s, h.Layers[0], MaxBundle)
+	body, err := e.blob(ctx, s, h.Layers[0], w.limit(h.Annotations[annotationType]))
 	if lost(err) || errors.Is(err, errBound) {
 		e.note("referrer %v: bundle: %v", desc.Digest, err)
 		return nil
@@ -207,7 +221,7 @@ func (e *Evidence) fetchLegacy(ctx context.Context, s Store, suffix string, w wa
 				continue
 			}
 		case l.MediaType == mediaTypeEnvelope && w.has(l.Annotations[annotationLegacyAs]):
-			it.format, limit = FormatEnvelope, MaxBundle
+			it.format, limit = FormatEnvelope, w.limit(l.Annotations[annotationLegacyAs])
 		default:
 			continue
 		}
@@ -229,14 +243,14 @@ var errBound = errors.New("too large")
 
 // blob reads a whole blob, and compares it with its digest.
 func (e *Evidence) blob(ctx context.Context, s Store, d v1.Descriptor, limit int64) ([]byte, error) {
-	if d.Size < 0 || d.Size > limit || e.bytes+d.Size > maxTotal {
-		return nil, fmt.Errorf("%w: %d bytes of at most %d, and %d of all evidence", errBound, d.Size, limit, int64(maxTotal))
+	if d.Size < 0 || d.Size > min(limit, e.left) {
+		return nil, fmt.Errorf("%w: %d bytes, at most %d are looked at", errBound, d.Size, min(limit, e.left))
 	}
 	b, err := readBlob(ctx, s, d)
 	if err != nil {
 		return nil, err
 	}
-	e.bytes += d.Size
+	e.left -= d.Size
 	return b, nil
 }
 

@@ -4,10 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"fmt"
 	"io"
-	"net"
-	"net/http"
 	"net/http/httptest"
 	"os"
 	"os/exec"
@@ -21,6 +18,7 @@ import (
 
 	"github.com/imgpipe/imgpipe/pkg/diskimage"
 	"github.com/imgpipe/imgpipe/pkg/oci"
+	"github.com/imgpipe/imgpipe/pkg/oci/ocitest"
 	"github.com/imgpipe/imgpipe/pkg/oci/registry"
 	"github.com/imgpipe/imgpipe/pkg/oci/remote"
 	"github.com/imgpipe/imgpipe/pkg/oci/sign"
@@ -34,16 +32,7 @@ func judge(t *testing.T, tool string) string {
 	if os.Getenv("IMGPIPE_JUDGES") == "" {
 		t.Skip("IMGPIPE_JUDGES is not set")
 	}
-	if path, err := filepath.Abs("../../../build/judges/" + tool); err == nil {
-		if _, err := os.Stat(path); err == nil {
-			return path
-		}
-	}
-	path, err := exec.LookPath(tool)
-	if err != nil {
-		t.Skipf("%s is not installed", tool)
-	}
-	return path
+	return ocitest.Tool(t, tool)
 }
 
 // cosign runs the real one, offline, with a home of its own.
@@ -118,48 +107,8 @@ func places(t *testing.T) map[string]string {
 	srv := httptest.NewServer(reg)
 	t.Cleanup(func() { srv.Close(); reg.Close() })
 	out := map[string]string{"ours": strings.TrimPrefix(srv.URL, "http://")}
-	if addr := distribution(t); addr != "" {
-		out["distribution"] = addr
-	}
+	out["distribution"] = ocitest.Distribution(t)
 	return out
-}
-
-func distribution(t *testing.T) string {
-	t.Helper()
-	path, dir := judge(t, "registry"), t.TempDir()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	addr := l.Addr().String()
-	l.Close()
-	config := filepath.Join(dir, "config.yml")
-	text := fmt.Sprintf("version: 0.1\nlog: {level: error}\nstorage:\n  filesystem: {rootdirectory: %s}\nhttp: {addr: %q, secret: test}\n", filepath.Join(dir, "data"), addr)
-	if err := os.WriteFile(config, []byte(text), 0o644); err != nil {
-		t.Fatal(err)
-	}
-	cmd := exec.Command(path, "serve", config)
-	cmd.Env = append(os.Environ(), "OTEL_TRACES_EXPORTER=none")
-	var said bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &said, &said
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	exited := make(chan error, 1)
-	go func() { exited <- cmd.Wait() }()
-	t.Cleanup(func() { cmd.Process.Kill(); <-exited })
-	for {
-		select {
-		case err := <-exited:
-			exited <- err
-			t.Fatalf("registry: %v\n%s", err, said.Bytes())
-		case <-time.After(20 * time.Millisecond):
-		}
-		if resp, err := http.Get("http://" + addr + "/v2/"); err == nil {
-			resp.Body.Close()
-			return addr
-		}
-	}
 }
 
 // pushed is a repository with an index of two images.
@@ -217,9 +166,9 @@ func (c *cosign) open(t *testing.T, name string) *signer.Signer {
 	return s
 }
 
-// TestCosignVerifiesOurs has cosign judge signatures and attestations of an
+// TestJudgesVerifyOurs has cosign judge signatures and attestations of an
 // index and of an image in it, in both registries.
-func TestCosignVerifiesOurs(t *testing.T) {
+func TestJudgesVerifyOurs(t *testing.T) {
 	c := newCosign(t)
 	s, _, pub := c.pair(t, "release")
 	_, _, wrong := c.pair(t, "wrong")
@@ -260,8 +209,8 @@ func TestCosignVerifiesOurs(t *testing.T) {
 	}
 }
 
-// TestCosignVerifiesEveryKind signs with each kind of key that is taken.
-func TestCosignVerifiesEveryKind(t *testing.T) {
+// TestJudgesVerifyEveryKindOfKey signs with each kind of key that is taken.
+func TestJudgesVerifyEveryKindOfKey(t *testing.T) {
 	c := newCosign(t)
 	host := places(t)["ours"]
 	text, _, err := signer.Generate([]byte("secret"))
@@ -299,9 +248,9 @@ func TestCosignVerifiesEveryKind(t *testing.T) {
 	}
 }
 
-// TestWeVerifyCosigns has cosign sign and attest in both of its formats, in both
+// TestWeVerifyTheJudges has cosign sign and attest in both of its formats, in both
 // registries, also beside our own signatures by the same tag scheme.
-func TestWeVerifyCosigns(t *testing.T) {
+func TestWeVerifyTheJudges(t *testing.T) {
 	c := newCosign(t)
 	s, key, pub := c.pair(t, "release")
 	if err := os.WriteFile(c.file("sbom.json"), []byte(sbom), 0o644); err != nil {

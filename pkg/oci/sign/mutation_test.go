@@ -77,7 +77,9 @@ func newSignedWorld(t *testing.T) *signedWorld {
 		ref := m.blobs[s.Referrer.String()]
 		b := m.blobs[layerOf(t, ref).String()]
 		w.refs, w.bundles = append(w.refs, ref), append(w.bundles, b)
-		w.stated[string(payloadOf(t, b))] = s.Subject
+		if s.Type == sign.TypeSignature { // an attestation is no signature
+			w.stated[string(payloadOf(t, b))] = s.Subject
+		}
 	}
 	for _, d := range []diskimage.Digest{image, other} {
 		for _, p := range []*pair{key, stranger} {
@@ -145,10 +147,15 @@ func (w *signedWorld) try(t *testing.T, r *rand.Rand, kind string, i int) bool {
 		w.attach(m, image, w.mutatePayload(t, r))
 	case "simple":
 		a, b := w.older[0], w.older[r.IntN(len(w.older))]
-		if r.IntN(2) == 0 {
+		switch r.IntN(4) {
+		case 0:
+			a = b
+		case 1:
 			a.payload = mutate(r, a.payload, b.payload)
-		} else {
+		case 2:
 			a.sig = mutate(r, a.sig, b.sig)
+		case 3:
+			a.payload, a.sig = b.payload, mutate(r, b.sig, a.sig)
 		}
 		w.attachOlder(m, image, a)
 	}
@@ -173,6 +180,7 @@ func (w *signedWorld) attach(m *memory, image diskimage.Digest, bundle []byte) {
 	ref := bytes.ReplaceAll(w.refs[0], []byte(layerDigest(w.refs[0])), []byte(d.Hex()))
 	ref = bytes.ReplaceAll(ref, fmt.Appendf(nil, `"size":%d`, len(w.bundles[0])), fmt.Appendf(nil, `"size":%d`, len(bundle)))
 	ref = bytes.ReplaceAll(ref, []byte(w.image.Hex()), []byte(image.Hex()))
+	ref = bytes.ReplaceAll(ref, []byte("dev.sigstore.bundle.predicateType"), []byte("nothing"))
 	w.list(m, image, m.manifest(ref))
 }
 

@@ -56,13 +56,16 @@ const TypeSignature = "https://sigstore.dev/cosign/sign/v1"
 
 // Limits of what is read.
 const (
-	MaxBundle     = 32 << 20 // bytes: an SBOM with file digests, in base64
-	MaxPolicy     = 256 << 10
-	maxSimple     = 64 << 10
-	maxManifest   = 1 << 20
-	maxConfig     = 1 << 20
-	maxReferrers  = 1024      // manifests looked at for one image
-	maxTotal      = 128 << 20 // bytes of evidence held for one image
+	MaxBundle    = 32 << 20 // bytes: an SBOM with file digests, in base64
+	MaxPolicy    = 256 << 10
+	maxSimple    = 64 << 10
+	maxManifest  = 1 << 20
+	maxConfig    = 1 << 20
+	maxReferrers = 1024      // manifests looked at for one image
+	maxTotal     = 128 << 20 // bytes of evidence held for one image
+	// Where only signatures are asked for: each is small, and so may be the machine.
+	maxSignature  = 256 << 10 // bytes of a bundle
+	maxSignedOnly = 16 << 20  // bytes of evidence
 	maxSignatures = 64        // in one legacy manifest
 	maxSubjects   = 256
 	maxChildren   = 256 // manifests of one image index

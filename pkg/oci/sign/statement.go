@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/url"
 	"strings"
@@ -122,8 +123,8 @@ func encodeStatement(subject diskimage.Digest, predicateType string, predicate j
 	if predicate == nil {
 		predicate = json.RawMessage("{}")
 	}
-	if _, err := members(predicate); err != nil {
-		return nil, fmt.Errorf("predicate: %w", err)
+	if !json.Valid(predicate) || bytes.TrimLeft(predicate, " \t\r\n")[0] != '{' {
+		return nil, errors.New("predicate: not a JSON object")
 	}
 	var b bytes.Buffer
 	enc := json.NewEncoder(&b)

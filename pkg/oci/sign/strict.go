@@ -10,9 +10,12 @@ import (
 	"unicode/utf8"
 )
 
-// members splits a JSON object. Unlike encoding/json it takes names as they
-// are written, refuses one that stands twice, and anything behind the object:
-// two readers never see two different things.
+// maxMembers bounds the members of an object that is split.
+const maxMembers = 100
+
+// members splits a JSON object of at most maxMembers. Unlike encoding/json it
+// takes names as they are written, refuses one that stands twice, and anything
+// behind the object: two readers never see two different things.
 func members(b []byte) (map[string]json.RawMessage, error) {
 	if !utf8.Valid(b) {
 		return nil, errors.New("not UTF-8")
@@ -33,6 +36,9 @@ func members(b []byte) (map[string]json.RawMessage, error) {
 		}
 		if _, ok := out[name]; ok {
 			return nil, fmt.Errorf("%q stands twice", name)
+		}
+		if len(out) == maxMembers {
+			return nil, fmt.Errorf("more than %d members", maxMembers)
 		}
 		var v json.RawMessage
 		if err := d.Decode(&v); err != nil {
@@ -63,15 +69,25 @@ func text(m map[string]json.RawMessage, name string) (string, error) {
 }
 
 // list reads a member that must be a JSON array of 1 to limit elements.
-func list(m map[string]json.RawMessage, name string, limit int) ([]json.RawMessage, error) {
-	var out []json.RawMessage
-	if err := json.Unmarshal(m[name], &out); err != nil {
+func list(m map[string]json.RawMessage, name string, limit int) (out []json.RawMessage, err error) {
+	d := json.NewDecoder(bytes.NewReader(m[name]))
+	if t, err := d.Token(); err != nil || t != json.Delim('[') {
 		return nil, fmt.Errorf("%q is no list", name)
 	}
-	if len(out) == 0 || len(out) > limit {
-		return nil, fmt.Errorf("%q has %d elements, want 1 to %d", name, len(out), limit)
+	for d.More() {
+		if len(out) == limit {
+			return nil, fmt.Errorf("%q has more elements than %d", name, limit)
+		}
+		var v json.RawMessage
+		if err := d.Decode(&v); err != nil {
+			return nil, fmt.Errorf("%q: %w", name, err)
+		}
+		out = append(out, v)
 	}
-	return out, nil
+	if len(out) == 0 {
+		return nil, fmt.Errorf("%q is empty", name)
+	}
+	return out, nil // m[name] was read as one value: the array ends
 }
 
 // encoded reads a member that must be base64 (RFC 4648, section 4).

@@ -103,6 +103,38 @@ func TestAnIndexAndItsManifestsAreSigned(t *testing.T) {
 	}
 }
 
+// TestAnIndexInALayout has the images of an index nowhere but in the index, and
+// collects garbage when all is signed.
+func TestAnIndexInALayout(t *testing.T) {
+	m, p := newMemory(), newPair(t, "release")
+	one, two := m.image(t, "1", epoch), m.image(t, "2", epoch)
+	index := m.index(t, one, two)
+	d, err := oci.CreateDir(t.Context(), filepath.Join(t.TempDir(), "layout"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	for _, b := range m.blobs {
+		if _, err := d.PutBlob(b); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := d.PushManifest(t.Context(), "1.0", types.OCIImageIndex, m.blobs[index.String()]); err != nil {
+		t.Fatal(err)
+	}
+	if signed := mustSign(t, d, index, p); len(signed) != 3 {
+		t.Errorf("got %+v", signed)
+	}
+	if _, err := d.GC(); err != nil {
+		t.Fatal(err)
+	}
+	for _, digest := range []diskimage.Digest{index, one, two} {
+		if _, err := sign.TrustKeys(p.key).Verify(t.Context(), d, place, digest); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
 // TestNothingIsReadBeforeTrust looks at what is read of an image that nobody
 // signed, and of one that is signed.
 func TestNothingIsReadBeforeTrust(t *testing.T) {

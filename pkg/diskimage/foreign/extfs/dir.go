@@ -169,14 +169,11 @@ func (w *walk) read(d *directory, out []entry) ([]entry, error) {
 // one unused entry.
 func (w *walk) parse(d *directory, b []byte, out []entry) ([]entry, error) {
 	for len(b) >= 8 {
-		ino, length, nameLen := le.Uint32(b), int(le.Uint16(b[4:])), int(b[6])
-		if w.fs.incompat&incompatFiletype == 0 {
-			nameLen = int(le.Uint16(b[6:]))
-		}
+		ino, length, nameLen := le.Uint32(b), int(le.Uint16(b[4:])), int(b[6]) // b[7] is the type, or 0
 		if w.fs.blockSize == 64<<10 && (length == 0 || length == 1<<16-1) {
 			length = 64 << 10
 		}
-		if length < 8 || length%4 != 0 || length > len(b) || nameLen > length-8 || nameLen > tree.MaxName {
+		if length < 8 || length%4 != 0 || length > len(b) || nameLen > length-8 {
 			return nil, errors.New("a damaged entry")
 		}
 		name := string(b[8 : 8+nameLen])

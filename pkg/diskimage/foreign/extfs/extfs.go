@@ -37,10 +37,9 @@ const (
 
 	compatSparse2 = 0x200
 
-	incompatFiletype = 0x2
-	incompatRecover  = 0x4
-	incompatMetaBG   = 0x10
-	incompat64bit    = 0x80
+	incompatRecover = 0x4
+	incompatMetaBG  = 0x10
+	incompat64bit   = 0x80
 	// All that do not stand in the way: filetype, meta_bg, extents, 64bit, mmp,
 	// flex_bg, ea_inode, csum_seed, largedir, inline_data, casefold.
 	incompatKnown = 0x2 | 0x10 | 0x40 | 0x80 | 0x100 | 0x200 | 0x400 | 0x2000 | 0x4000 | 0x8000 | 0x20000

@@ -68,8 +68,20 @@ func TestReadsOurOwn(t *testing.T) {
 		kind   fat.Type
 		size   int64
 		sector int64
-	}{{fat.FAT12, 8 << 20, 512}, {fat.FAT12, 8 << 20, 4096}, {fat.FAT16, 32 << 20, 512}, {fat.FAT32, 40 << 20, 512}} {
+	}{{fat.FAT12, 15 << 20, 512}, {fat.FAT12, 8 << 20, 4096}, {fat.FAT16, 32 << 20, 512}, {fat.FAT32, 40 << 20, 512}} {
 		want := random(t, uint64(i))
+		if i == 0 { // a chain longer than a page of the table, with an entry across its end
+			large := make([]byte, 13<<20)
+			for j := range large {
+				large[j] = byte(j >> 12)
+			}
+			want = tree.New()
+			for p, in := range map[string]*tree.Inode{"/": {Kind: tree.Dir, Mode: 0o755}, "/large": {Mode: 0o755, MTime: epoch, Data: diskimage.Bytes(large)}} {
+				if err := want.Put(p, in); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
 		fs, err := Open(bytes.NewReader(image(t, want, c.kind, c.size, c.sector)))
 		if err != nil {
 			t.Fatal(err)
@@ -146,6 +158,47 @@ func TestReadsWhatOthersWrote(t *testing.T) {
 		if id := fs.Type() + " " + fs.Label() + " " + fs.UUID(); id != "fat"+c.width+" SOME NAME 1234-ABCD" {
 			t.Errorf("identity %q", id)
 		}
+	}
+}
+
+// TestLongNamesBelongToTheirShortOnes: a long name whose file an older system
+// removed or renamed is nobody's.
+func TestLongNamesBelongToTheirShortOnes(t *testing.T) {
+	tr := tree.New()
+	if err := tr.Put("/A long name.txt", &tree.Inode{Mode: 0o755, MTime: epoch}); err != nil {
+		t.Fatal(err)
+	}
+	b := image(t, tr, fat.FAT12, 2<<20, 512)
+	short := bytes.Index(b, []byte("ALONGN~1TXT"))
+	if short < 0 {
+		t.Fatal("there is no short name")
+	}
+	for name, c := range map[string]struct {
+		at   int
+		to   byte
+		want string
+	}{
+		"as it was":           {short, 'A', "/A long name.txt"},
+		"another short name":  {short, 'B', "/BLONGN~1.TXT"},
+		"a part out of order": {short - slot, 0x05, "/ALONGN~1.TXT"},
+		"a part of another":   {short - slot + 13, 1, "/ALONGN~1.TXT"},
+		"a part removed":      {short - slot, 0xe5, "/ALONGN~1.TXT"},
+		"the file removed":    {short, 0xe5, ""},
+	} {
+		old := b[c.at]
+		b[c.at] = c.to
+		fs, err := Open(bytes.NewReader(b))
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := fs.Tree()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if want := 1 + min(1, len(c.want)); got.Len() != want || c.want != "" && got.Get(c.want) == nil {
+			t.Errorf("%s: %v", name, got.Children("/"))
+		}
+		b[c.at] = old
 	}
 }
 
