@@ -6,6 +6,7 @@
 //	have, err := deliver.Look(ctx, want, disk, options)
 //	plan, err := deliver.NewPlan(want, have)         // pure; print it for a dry run
 //	report, err := deliver.Apply(ctx, plan, artifact, disk, options)
+//	outcomes := deliver.ApplyAll(ctx, jobs, artifact, options)       // several disks, fetched for once
 //	found, err := deliver.Check(ctx, want, disk, options)
 //
 // It guarantees that at every moment the target holds what it held before,
@@ -100,9 +101,9 @@ type Options struct {
 	Workers int    // goroutines that fetch, decode and write; 0: twice the cores, 4 to 16
 	Verify  Verify // what is read back; the zero value is VerifyWritten
 	Window  int64  // bytes of the target that are written, flushed, and read back while the next are written; 0: 256 MiB
-	// BeforeCommit is called once the target holds everything and that is
-	// verified, and before it becomes bootable: an error leaves it so. It is
-	// called for a plan without differences, too.
+	// BeforeCommit is called once everything was written and verified, and
+	// before the first target becomes bootable: an error leaves them so. Where
+	// there is nothing to write it is not called.
 	BeforeCommit func(ctx context.Context) error
 	Progress     *Progress        // counters to show while it runs; nil: nobody looks
 	Now          func() time.Time // clock for the report's times; nil: they stay zero

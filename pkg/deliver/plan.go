@@ -57,13 +57,13 @@ func NewPlan(want *Want, have *Have) (*Plan, error) {
 		have = &Have{}
 	}
 	if have.equal == nil {
-		have = &Have{equal: make([]bool, len(want.pieces)), stale: have.stale, erase: have.erase, looked: have.looked, before: have.before}
+		have = &Have{equal: make([]bool, len(want.pieces)), stale: have.stale, erase: have.erase, looked: have.looked, took: have.took, before: have.before}
 	}
 	if len(have.equal) != len(want.pieces) {
 		return nil, finish(context.Background(), errors.New("plan: what the target has was found for another want"), StateUntouched)
 	}
 	if want.rest == RestSecure { // nothing of what is there will be
-		have = &Have{equal: make([]bool, len(want.pieces)), stale: have.stale, erase: have.erase, looked: have.looked, before: have.before}
+		have = &Have{equal: make([]bool, len(want.pieces)), stale: have.stale, erase: have.erase, looked: have.looked, took: have.took, before: have.before}
 	}
 	p := &Plan{want: want, have: have, actions: make([]Action, len(want.pieces)), empty: want.rest != RestDiscard && len(have.erase) == 0}
 	for i := range want.pieces {
