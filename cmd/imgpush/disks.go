@@ -12,6 +12,7 @@ import (
 
 	"github.com/imgpipe/imgpipe/cmd/internal/ui"
 	"github.com/imgpipe/imgpipe/pkg/deliver/blockdev"
+	"github.com/imgpipe/imgpipe/pkg/deliver/signature"
 )
 
 // diskFlag is how a target is described instead of named.
@@ -141,8 +142,19 @@ func notChosen(err error) error {
 	return ui.Fail(ui.ExitTarget, err, "say more, or less, in the query, until it means exactly one disk; or name the disk")
 }
 
-// probe names what is on a disk.
-var probe blockdev.Prober
+// probe names what is on a disk. Tables are listed by themselves.
+func probe(r io.ReaderAt, size, sector int64) (out []blockdev.Signature, err error) {
+	found, err := signature.Probe(r, size, sector)
+	if err != nil {
+		return nil, err
+	}
+	for _, s := range found.Signatures {
+		if s.Name != "gpt" && s.Name != "mbr" {
+			out = append(out, blockdev.Signature{Name: s.Name, Extent: s.Extent, Label: s.Label, UUID: s.UUID, Protected: s.Protected()})
+		}
+	}
+	return out, nil
+}
 
 // writeDisks prints disks for people, with what a query makes of them. It
 // leaves out what is no disk to anybody: memory, and boot areas.
