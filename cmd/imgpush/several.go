@@ -55,6 +55,16 @@ func sameFile(a, b string) bool {
 	return err == nil && err2 == nil && os.SameFile(x, y)
 }
 
+// word is what a target is called: its serial number where it has one of its
+// own, else its path.
+func (ws writes) word(i int) string {
+	info := ws[i].disk.Info()
+	if info.Serial == "" || slices.ContainsFunc(ws, func(w *write) bool { return w != ws[i] && w.disk.Info().Serial == info.Serial }) {
+		return info.Path
+	}
+	return info.Serial
+}
+
 func (ws writes) close() (err error) {
 	for _, w := range ws {
 		if w.disk != nil {
