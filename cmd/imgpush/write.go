@@ -73,7 +73,8 @@ type writeResult struct {
 	Config     *diskimage.Digest `json:"config,omitempty"` // of the machine's config, which is not shown
 	DryRun     bool              `json:"dryRun,omitempty"`
 	Plan       deliver.Summary   `json:"plan"`
-	Steps      []deliver.Step    `json:"steps,omitempty"`  // with --dry-run
+	Steps      []deliver.Step    `json:"steps,omitempty"` // with --dry-run
+	Estimate   *deliver.Estimate `json:"estimate,omitempty"`
 	Report     *deliver.Report   `json:"report,omitempty"` // without
 	Seconds    float64           `json:"seconds"`
 	Error      string            `json:"error,omitempty"`
