@@ -59,7 +59,7 @@ nothing is written.
 			&cli.BoolFlag{Name: "dry-run", Usage: "print what would be done; the target is read, not written"},
 			&cli.StringFlag{Name: "verify", Usage: "`WHAT` is read back: written (what was written), full (every byte, zeros too)", Value: "written"},
 			&cli.IntFlag{Name: "workers", Usage: "fetch, decode and write with `N` workers", DefaultText: "by processors"},
-		}, imageFlags()...),
+		}, append(imageFlags(), beyondFlags()...)...),
 		Action: runWrite,
 	}
 }
@@ -72,6 +72,7 @@ type writeResult struct {
 	Target     blockdev.Info     `json:"target"`
 	Config     *diskimage.Digest `json:"config,omitempty"` // of the machine's config, which is not shown
 	DryRun     bool              `json:"dryRun,omitempty"`
+	OnDisk     []onDisk          `json:"onDisk,omitempty"` // that made the target, or a part of it, what it was
 	Plan       deliver.Summary   `json:"plan"`
 	Steps      []deliver.Step    `json:"steps,omitempty"` // with --dry-run
 	Estimate   *deliver.Estimate `json:"estimate,omitempty"`
@@ -88,6 +89,7 @@ type write struct {
 	artifact *oci.Artifact
 	disk     *blockdev.Disk
 	options  deliver.Options
+	beyond   beyond
 	result   writeResult
 }
 
@@ -102,6 +104,9 @@ func runWrite(c *cli.Context) (err error) {
 	w := &write{c: c, talk: ui.From(c)}
 	w.options = deliver.Options{Workers: c.Int("workers"), Progress: new(deliver.Progress), Now: time.Now}
 	if w.options.Verify, err = verifyMode(c); err != nil {
+		return err
+	}
+	if w.beyond, err = beyondFrom(c); err != nil {
 		return err
 	}
 	targets, err := aims(c, c.Args().Tail())
@@ -159,6 +164,9 @@ func (w *write) plan(config firstboot.Config) (*deliver.Plan, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := w.beyond.prepare(w.disk, want); err != nil {
+		return nil, err
+	}
 	step := w.talk.Step("look").Counts("read")
 	stop := follow(ctx, func() { step.Set(w.options.Progress.Looked.Load(), 0) })
 	have, err := deliver.Look(ctx, want, w.disk, w.options)
@@ -169,7 +177,14 @@ func (w *write) plan(config firstboot.Config) (*deliver.Plan, error) {
 	if step.End(err); err != nil {
 		return nil, err
 	}
-	return deliver.NewPlan(want, have)
+	if w.result.OnDisk, err = w.beyond.judge(w.disk, want, have); err != nil {
+		return nil, err
+	}
+	plan, err := deliver.NewPlan(want, have)
+	if err == nil && !plan.Empty() && !w.result.DryRun {
+		err = refuseProtected(w.result.OnDisk)
+	}
+	return plan, err
 }
 
 // follow calls show five times a second, and once more when it is stopped.

@@ -76,6 +76,7 @@ func (g *group) run(ctx context.Context, jobs []Job) {
 	g.fetchCommit(ctx)
 	g.each(func(a *applier) error { return a.clear(ctx) })
 	g.body(ctx)
+	g.beforeCommit(ctx)
 	g.each(func(a *applier) error { return a.commit(ctx) })
 }
 
@@ -107,6 +108,15 @@ func (g *group) each(do func(*applier) error) {
 		})
 	}
 	wg.Wait()
+}
+
+func (g *group) beforeCommit(ctx context.Context) {
+	if g.opts.BeforeCommit == nil || len(g.alive()) == 0 {
+		return
+	}
+	if err := g.opts.BeforeCommit(ctx); err != nil {
+		g.stop(&fault{ProblemWrite, err})
+	}
 }
 
 func (g *group) fetchCommit(ctx context.Context) {

@@ -83,7 +83,10 @@ func (a *applier) outcome(ctx context.Context) Outcome {
 // settled says whether the target needs no writing. A run before this one may
 // have been stopped before its last flush.
 func (a *applier) settled() error {
-	if err := sameTarget(a.plan.want, a.target); err != nil || !a.plan.Empty() {
+	if err := sameTarget(a.plan.want, a.target); err != nil {
+		return err
+	}
+	if err := canBecome(a.target, a.plan.want.rest); err != nil || !a.plan.Empty() {
 		return err
 	}
 	if err := a.flush(); err != nil {
@@ -100,27 +103,31 @@ func (a *applier) clear(ctx context.Context) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	for i, e := range a.plan.clear {
-		if i == 0 {
-			a.state = StateUnsure
-		}
-		for off := e.Off; off < e.End(); off += int64(len(zeroBlock)) {
-			if err := a.put(zeroBlock[:min(int64(len(zeroBlock)), e.End()-off)], off); err != nil {
-				return err
+	a.state = StateUnsure
+	from := 0
+	for i, to := range a.plan.synced {
+		for _, e := range a.plan.clear[from:to] {
+			for off := e.Off; off < e.End(); off += int64(len(zeroBlock)) {
+				if err := a.put(zeroBlock[:min(int64(len(zeroBlock)), e.End()-off)], off); err != nil {
+					return err
+				}
 			}
 		}
-		if i > 0 && i < len(a.plan.clear)-1 {
-			continue
-		}
+		from = to
 		if err := a.flush(); err != nil {
 			return err
 		}
 		if i == 0 { // a worn-out medium takes writes and forgets them
-			if err := a.compare(late{Extent: e}); err != nil {
+			if err := a.compare(late{Extent: a.plan.clear[0]}); err != nil {
+				return err
+			}
+			a.state = StateNotBootable
+		}
+		if i == min(1, len(a.plan.synced)-1) {
+			if err := a.wipe(ctx); err != nil {
 				return err
 			}
 		}
-		a.state = StateNotBootable
 	}
 	return nil
 }

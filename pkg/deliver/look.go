@@ -17,6 +17,7 @@ import (
 type Have struct {
 	equal  []bool             // for each piece of the Want; false is also "not known"
 	stale  []diskimage.Extent // sectors beyond the first MiB that hold a GPT header
+	erase  []diskimage.Extent // sectors beyond the image that are zeroed, too: see Erase
 	looked int64              // bytes that were read
 	took   time.Duration      // to look
 	before TableSummary
