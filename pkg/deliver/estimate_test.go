@@ -15,9 +15,9 @@ import (
 // TestEstimate measures with a clock that goes on by a second whenever it is
 // asked, and compares with what those measurements say.
 func TestEstimate(t *testing.T) {
-	const size = 64 * mib
+	const size = 32 * mib
 	raw := make([]byte, size)
-	scribble(raw[mib:32*mib], 5)
+	scribble(raw[mib:16*mib], 5)
 	source, err := delivertest.NewImage(raw, 512, 64<<10, 16*mib)
 	if err != nil {
 		t.Fatal(err)
