@@ -74,7 +74,8 @@ type writeResult struct {
 	DryRun     bool              `json:"dryRun,omitempty"`
 	OnDisk     []onDisk          `json:"onDisk,omitempty"` // that made the target, or a part of it, what it was
 	Plan       deliver.Summary   `json:"plan"`
-	Steps      []deliver.Step    `json:"steps,omitempty"`  // with --dry-run
+	Steps      []deliver.Step    `json:"steps,omitempty"` // with --dry-run
+	Estimate   *deliver.Estimate `json:"estimate,omitempty"`
 	Report     *deliver.Report   `json:"report,omitempty"` // without
 	Seconds    float64           `json:"seconds"`
 	Error      string            `json:"error,omitempty"`
