@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -79,6 +80,12 @@ func runDisks(c *cli.Context) error {
 type aim struct {
 	path   string
 	expect *blockdev.Device // what was chosen; nil where it was named
+}
+
+// open opens what was meant, and nothing that has come to its place since.
+func (a aim) open(ctx context.Context, o blockdev.Options) (*blockdev.Disk, error) {
+	o.Expect = a.expect
+	return blockdev.Open(ctx, a.path, o)
 }
 
 // aims are the targets that are named, then those that --disk chooses. It reads
@@ -245,12 +252,15 @@ func writeRows(out io.Writer, rows, below [][]string) error {
 	var widths [16]int
 	for _, row := range rows {
 		for i, cell := range row {
-			widths[i] = max(widths[i], utf8.RuneCountInString(cell))
+			widths[i] = max(widths[i], 1, utf8.RuneCountInString(cell))
 		}
 	}
 	for r, row := range rows {
 		var b strings.Builder
 		for i, cell := range row {
+			if cell == "" {
+				cell = "-"
+			}
 			fmt.Fprintf(&b, "%s%s  ", cell, strings.Repeat(" ", widths[i]-utf8.RuneCountInString(cell)))
 		}
 		if _, err := fmt.Fprintln(out, strings.TrimRight(b.String(), " ")); err != nil {
