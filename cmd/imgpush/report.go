@@ -30,6 +30,7 @@ func (w *write) writePlan(out io.Writer) error {
 		ui.Bytes(p.Fetch), ui.Bytes(p.Wire), ui.Bytes(p.Zero), ui.Bytes(p.Overlay), ui.Bytes(p.Skip)); err != nil {
 		return err
 	}
+	writeTwins(out, w.result.Twins)
 	return w.writeRest(out)
 }
 

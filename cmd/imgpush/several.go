@@ -117,6 +117,9 @@ func (ws writes) apply(ctx context.Context, talk *ui.Talk, plans []*deliver.Plan
 	}
 	var outs []deliver.Outcome
 	if run := func() { outs = deliver.ApplyAll(ctx, jobs, ws[0].artifact, options) }; idle {
+		if err := options.BeforeCommit(ctx); err != nil {
+			return ui.Fail(ui.ExitWrite, err, "")
+		}
 		run()
 	} else {
 		step := talk.Step("write").Counts("fetched")

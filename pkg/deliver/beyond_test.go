@@ -102,8 +102,8 @@ func TestNoSignatureIsLeft(t *testing.T) {
 		for _, thing := range delivertest.Plants() {
 			t.Run(fmt.Sprintf("%d/%s", sector, thing), func(t *testing.T) {
 				t.Parallel()
-				s := newScene(t, sector, 20*mib)
-				s.overlays = []diskimage.Overlay{{Off: 15 * mib, Data: diskimage.Bytes(bytes.Repeat([]byte("config  "), 8<<10)), Note: "config"}}
+				s := newScene(t, sector, 10*mib)
+				s.overlays = []diskimage.Overlay{{Off: 7 * mib, Data: diskimage.Bytes(bytes.Repeat([]byte("config  "), 8<<10)), Note: "config"}}
 				before := usedDisk(t, s.size, sector, thing)
 				disk := delivertest.NewDisk(before, sector)
 				plan := s.cleanPlan(t, disk, deliver.RestKeep)
@@ -129,7 +129,7 @@ func TestNoSignatureIsLeft(t *testing.T) {
 
 // TestOnlyASignatureIsLeft finds one beyond an image that is there already.
 func TestOnlyASignatureIsLeft(t *testing.T) {
-	s := newScene(t, 512, 20*mib)
+	s := newScene(t, 512, 10*mib)
 	before := s.expected(t, dirty(s.size))
 	root := s.want(t).Table().Partitions[1].Extent
 	if err := delivertest.Plant(memory(before), "md1.0", root); err != nil {
@@ -287,8 +287,8 @@ func (d *wiper) SecureErase(context.Context) error {
 func TestWipes(t *testing.T) {
 	for _, rest := range []deliver.Rest{deliver.RestDiscard, deliver.RestZero, deliver.RestSecure} {
 		for _, written := range []bool{false, true} {
-			s := newScene(t, 512, 20*mib)
-			s.overlays = []diskimage.Overlay{{Off: 15 * mib, Data: diskimage.Bytes(bytes.Repeat([]byte("config  "), 8<<10)), Note: "config"}}
+			s := newScene(t, 512, 10*mib)
+			s.overlays = []diskimage.Overlay{{Off: 7 * mib, Data: diskimage.Bytes(bytes.Repeat([]byte("config  "), 8<<10)), Note: "config"}}
 			before := usedDisk(t, s.size, 512, "md1.0")
 			if written {
 				before = s.expected(t, before)
