@@ -77,6 +77,7 @@ func (ws writes) close() (err error) {
 // plan looks at the targets and decides what to do with each. If one will not
 // do, nothing is done with any.
 func (ws writes) plan(config firstboot.Config) (plans []*deliver.Plan, err error) {
+	var fetch deliver.Rate
 	for _, w := range ws {
 		p, err := w.plan(config)
 		if err != nil {
@@ -89,6 +90,15 @@ func (ws writes) plan(config firstboot.Config) (plans []*deliver.Plan, err error
 		for s := range p.Steps() {
 			w.result.Steps = append(w.result.Steps, s)
 		}
+		if p.Empty() {
+			continue
+		}
+		if fetch.Bytes == 0 { // the source is the same for all targets
+			if fetch, err = deliver.TryFetch(w.c.Context, p, w.artifact, w.options); err != nil {
+				return nil, w.exitError(err)
+			}
+		}
+		w.result.Estimate = p.Estimate(fetch)
 	}
 	return plans, nil
 }
@@ -107,6 +117,9 @@ func (ws writes) apply(ctx context.Context, talk *ui.Talk, plans []*deliver.Plan
 	}
 	var outs []deliver.Outcome
 	if run := func() { outs = deliver.ApplyAll(ctx, jobs, ws[0].artifact, options) }; idle {
+		if err := options.BeforeCommit(ctx); err != nil {
+			return ui.Fail(ui.ExitWrite, err, "")
+		}
 		run()
 	} else {
 		step := talk.Step("write").Counts("fetched")
@@ -203,6 +216,7 @@ func (ws writes) write(out io.Writer) error {
 			if err := w.writePlan(out); err != nil {
 				return err
 			}
+			writeEstimate(out, r.Estimate)
 		default:
 			if err := w.writeReport(out); err != nil {
 				return err
