@@ -10,7 +10,7 @@
 // Besides testscript's own, the scripts have these commands and conditions:
 //
 //	mkimage REF [sector=512] [name=tiny] [root=16] [config=2] [random=4] [motd=TEXT] [untested=true]
-//	        [release=1.0] [packages=NAME=VERSION,…] [extra=PATH,…]
+//	        [release=1.0] [packages=NAME=VERSION,…] [extra=PATH,…] [code=N]
 //	                               pack a small complete image; sizes in MiB; extra are files of the root
 //	exits CODE PROGRAM [ARG…]      run a program that ends with this exit code
 //	filled FILE SIZE [BYTE]        make a file of SIZE bytes, each BYTE, or a hole

@@ -30,6 +30,7 @@ type Image struct {
 	Release  string   // "" is 1.0
 	Packages []string // as NAME=VERSION; none is a pair of them
 	Extra    []string // paths of more files in the root; each holds its path
+	Code     int64    // 1 to 127: LBA 0 has boot code that ends QEMU with the exit code 2*Code+1; 0: none
 }
 
 const mib = 1 << 20
@@ -128,6 +129,9 @@ func (im Image) disk() (*diskimage.Table, diskimage.Disk, error) {
 	primary, backup, err := gpt.Encode(table)
 	if err != nil {
 		return nil, nil, err
+	}
+	if im.Code != 0 { // mov al, Code; mov dx, 0x501; out dx, al; hlt; the port of QEMU's isa-debug-exit
+		copy(primary, []byte{0xb0, byte(im.Code), 0xba, 0x01, 0x05, 0xee, 0xf4})
 	}
 	parts = append(parts, diskimage.Part{Disk: diskimage.Bytes(primary)},
 		diskimage.Part{Off: table.DiskSize - int64(len(backup)), Disk: diskimage.Bytes(backup)})
