@@ -76,7 +76,8 @@ type writeResult struct {
 	Twins      []twin            `json:"twins,omitempty"`  // other disks of the machine that are copies
 	OnDisk     []onDisk          `json:"onDisk,omitempty"` // that made the target, or a part of it, what it was
 	Plan       deliver.Summary   `json:"plan"`
-	Steps      []deliver.Step    `json:"steps,omitempty"`  // with --dry-run
+	Steps      []deliver.Step    `json:"steps,omitempty"` // with --dry-run
+	Estimate   *deliver.Estimate `json:"estimate,omitempty"`
 	Report     *deliver.Report   `json:"report,omitempty"` // without
 	Seconds    float64           `json:"seconds"`
 	Error      string            `json:"error,omitempty"`
@@ -157,7 +158,7 @@ func (w *write) run(ws writes, config firstboot.Config) error {
 		return err
 	}
 	for i, w := range ws {
-		if err := w.confirm(plans[i]); err != nil {
+		if err := w.confirm(plans[i], ws.word(i)); err != nil {
 			return err
 		}
 	}
@@ -216,18 +217,15 @@ func follow(ctx context.Context, show func()) (stop func()) {
 	return func() { cancel(); <-done; show() }
 }
 
-// confirm asks the person at the terminal to name the disk that is to be erased.
-func (w *write) confirm(plan *deliver.Plan) error {
+// confirm asks the person at the terminal to name the disk that is to be erased,
+// by a word that means no other.
+func (w *write) confirm(plan *deliver.Plan, word string) error {
 	if w.c.Bool("yes") || plan.Empty() {
 		return nil
 	}
 	info := w.disk.Info()
 	if !w.talk.CanAsk() {
 		return ui.Fail(ui.ExitUsage, fmt.Errorf("%s would be erased, and nobody can be asked; it is untouched", info.Path), "add --yes")
-	}
-	word := info.Serial
-	if word == "" {
-		word = info.Path
 	}
 	_ = w.writePlan(w.c.App.ErrWriter)
 	fmt.Fprintf(w.c.App.ErrWriter, "Everything on %s will be lost. Type %s to go on: ", info.Path, word)

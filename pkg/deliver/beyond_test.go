@@ -162,8 +162,12 @@ func TestPowerCutWhileErasing(t *testing.T) {
 			}
 			equalDisks(t, "disk", disk.Content(), want)
 			n, body := 0, false
-			_, err := disk.Survives(s.invariant(before, want, true), delivertest.Cuts{Visit: func(what string, state func() []byte) {
-				if n++; body && n%400 != 50 { // nothing is erased any more
+			cuts := delivertest.Cuts{Subsets: 5, Samples: 6}
+			if soak {
+				cuts = s.thorough(0)
+			}
+			cuts.Visit = func(what string, state func() []byte) {
+				if n++; body && n%150 != 50 { // nothing is erased any more
 					return
 				}
 				left := state()
@@ -174,7 +178,7 @@ func TestPowerCutWhileErasing(t *testing.T) {
 						t.Fatalf("%s: it is still there, and not found any more: %v", what, sig)
 					}
 				}
-				if n%400 != 50 {
+				if n%150 != 50 {
 					return
 				}
 				again := delivertest.NewDisk(left, 512)
@@ -189,7 +193,8 @@ func TestPowerCutWhileErasing(t *testing.T) {
 				if thing == "md1.0" { // every erased sector is one magic: nothing is erased in part
 					equalDisks(t, what, again.Content(), want)
 				}
-			}})
+			}
+			_, err := disk.Survives(s.invariant(before, want, true), cuts)
 			if err != nil {
 				t.Fatal(err)
 			}
