@@ -39,6 +39,7 @@
 //	loop VAR FILE SIZE [SECTOR]    set VAR to a loop device over FILE, made for it
 //	serve VAR DIR [read-only]      VAR is a registry over DIR, until the script ends
 //	[root]                         the test may use loop devices
+//	[boots]                        the test may boot machines: IMGPIPE_BOOTS is set
 package cmdtest
 
 import (
@@ -68,6 +69,9 @@ func Run(t *testing.T, dir string) {
 			return nil
 		},
 		Condition: func(cond string) (bool, error) {
+			if cond == "boots" {
+				return os.Getenv("IMGPIPE_BOOTS") != "", nil
+			}
 			return cond == "root" && os.Getuid() == 0 && exec.Command("losetup", "--find").Run() == nil, nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
