@@ -37,6 +37,7 @@ more, and check says when that was.
   imgpush check registry.example/os/server:1.0 /dev/sdX --key cosign.pub
   imgpush check oci:images:debian-server disk.raw --insecure-no-signature --hostname db1`,
 		Flags: append([]cli.Flag{
+			diskFlag,
 			&cli.IntFlag{Name: "workers", Usage: "read and hash with `N` workers", DefaultText: "by processors"},
 		}, imageFlags()...),
 		Action: runCheck,
@@ -69,8 +70,12 @@ type check struct {
 }
 
 func runCheck(c *cli.Context) (err error) {
-	if c.NArg() != 2 {
+	if c.NArg()+len(c.StringSlice(diskFlag.Name)) != 2 || c.NArg() == 0 {
 		return ui.Usagef(c, "check needs a REF and a TARGET, got %d arguments", c.NArg())
+	}
+	targets, err := aims(c, c.Args().Tail())
+	if err != nil {
+		return err
 	}
 	k := &check{options: deliver.Options{Workers: c.Int("workers"), Progress: new(deliver.Progress)}}
 	if k.config, err = machineConfig(c); err != nil {
@@ -93,7 +98,7 @@ func runCheck(c *cli.Context) (err error) {
 		return err
 	}
 	defer k.artifact.Close()
-	k.disk, err = blockdev.Open(c.Context, c.Args().Get(1), blockdev.Options{SectorSize: k.artifact.Config().Disk.SectorSize, ReadOnly: true})
+	k.disk, err = targets[0].open(c.Context, blockdev.Options{SectorSize: k.artifact.Config().Disk.SectorSize, ReadOnly: true})
 	if err != nil {
 		return exitError(err)
 	}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -11,6 +12,7 @@ import (
 
 	"github.com/imgpipe/imgpipe/cmd/internal/ui"
 	"github.com/imgpipe/imgpipe/pkg/deliver/blockdev"
+	"github.com/imgpipe/imgpipe/pkg/deliver/signature"
 )
 
 // diskFlag is how a target is described instead of named.
@@ -80,6 +82,12 @@ type aim struct {
 	expect *blockdev.Device // what was chosen; nil where it was named
 }
 
+// open opens what was meant, and nothing that has come to its place since.
+func (a aim) open(ctx context.Context, o blockdev.Options) (*blockdev.Disk, error) {
+	o.Expect = a.expect
+	return blockdev.Open(ctx, a.path, o)
+}
+
 // aims are the targets that are named, then those that --disk chooses. It reads
 // nothing of them, and fails unless each query means one disk of its own.
 func aims(c *cli.Context, named []string) (out []aim, err error) {
@@ -134,8 +142,19 @@ func notChosen(err error) error {
 	return ui.Fail(ui.ExitTarget, err, "say more, or less, in the query, until it means exactly one disk; or name the disk")
 }
 
-// probe names what is on a disk.
-var probe blockdev.Prober
+// probe names what is on a disk. Tables are listed by themselves.
+func probe(r io.ReaderAt, size, sector int64) (out []blockdev.Signature, err error) {
+	found, err := signature.Probe(r, size, sector)
+	if err != nil {
+		return nil, err
+	}
+	for _, s := range found.Signatures {
+		if s.Name != "gpt" && s.Name != "mbr" {
+			out = append(out, blockdev.Signature{Name: s.Name, Extent: s.Extent, Label: s.Label, UUID: s.UUID, Protected: s.Protected()})
+		}
+	}
+	return out, nil
+}
 
 // writeDisks prints disks for people, with what a query makes of them. It
 // leaves out what is no disk to anybody: memory, and boot areas.
@@ -233,12 +252,15 @@ func writeRows(out io.Writer, rows, below [][]string) error {
 	var widths [16]int
 	for _, row := range rows {
 		for i, cell := range row {
-			widths[i] = max(widths[i], utf8.RuneCountInString(cell))
+			widths[i] = max(widths[i], 1, utf8.RuneCountInString(cell))
 		}
 	}
 	for r, row := range rows {
 		var b strings.Builder
 		for i, cell := range row {
+			if cell == "" {
+				cell = "-"
+			}
 			fmt.Fprintf(&b, "%s%s  ", cell, strings.Repeat(" ", widths[i]-utf8.RuneCountInString(cell)))
 		}
 		if _, err := fmt.Fprintln(out, strings.TrimRight(b.String(), " ")); err != nil {

@@ -20,14 +20,17 @@ func (w *write) writePlan(out io.Writer) error {
 	}
 	fmt.Fprintln(out, ")")
 	writeTable(out, "  holds now:", p.Before)
+	writeOnDisk(out, w.result.OnDisk)
 	writeTable(out, "  would be:", p.After)
 	if p.Empty {
 		_, err := fmt.Fprintln(out, "  nothing to do: it already is this image")
 		return err
 	}
-	_, err := fmt.Fprintf(out, "  fetch %s (%s on the wire), zero %s, compute %s, keep %s\n",
-		ui.Bytes(p.Fetch), ui.Bytes(p.Wire), ui.Bytes(p.Zero), ui.Bytes(p.Overlay), ui.Bytes(p.Skip))
-	return err
+	if _, err := fmt.Fprintf(out, "  fetch %s (%s on the wire), zero %s, compute %s, keep %s\n",
+		ui.Bytes(p.Fetch), ui.Bytes(p.Wire), ui.Bytes(p.Zero), ui.Bytes(p.Overlay), ui.Bytes(p.Skip)); err != nil {
+		return err
+	}
+	return w.writeRest(out)
 }
 
 func writeTable(out io.Writer, title string, t deliver.TableSummary) {

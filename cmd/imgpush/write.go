@@ -30,10 +30,13 @@ func writeCommand() *cli.Command {
 	return &cli.Command{
 		Name:      "write",
 		Usage:     "put an image onto a disk",
-		ArgsUsage: "REF TARGET",
+		ArgsUsage: "REF TARGET…",
 		Description: `TARGET is a block device or a raw disk file, at least as large as the image: its
 partition table is fitted to it, and the image's growing partition reaches to its end.
 --disk describes the disk instead: unless exactly one is meant, nothing happens.
+
+Several targets are written at once, and fetched for once; they may differ in size. If one
+fails, it is left not bootable, and the others go on.
 
 What the target already holds is not written again, so running the same command again
 finishes an interrupted write, and redeploying moves only what changed. Ctrl-C leaves a
@@ -48,6 +51,7 @@ nothing is written.
   imgpush write registry.example/os/server:1.0 /dev/sdX --key cosign.pub --dry-run
   imgpush write registry.example/os/server:1.0 /dev/sdX --key cosign.pub --hostname db1
   imgpush write registry.example/os/server:1.0 --disk 'transport=nvme' --key cosign.pub
+  imgpush write registry.example/os/server:1.0 /dev/sdX /dev/sdY --key cosign.pub
   imgpush write oci:images:debian-server disk.raw --yes --insecure-no-signature`,
 		Flags: append([]cli.Flag{
 			diskFlag,
@@ -55,7 +59,7 @@ nothing is written.
 			&cli.BoolFlag{Name: "dry-run", Usage: "print what would be done; the target is read, not written"},
 			&cli.StringFlag{Name: "verify", Usage: "`WHAT` is read back: written (what was written), full (every byte, zeros too)", Value: "written"},
 			&cli.IntFlag{Name: "workers", Usage: "fetch, decode and write with `N` workers", DefaultText: "by processors"},
-		}, imageFlags()...),
+		}, append(imageFlags(), beyondFlags()...)...),
 		Action: runWrite,
 	}
 }
@@ -68,10 +72,13 @@ type writeResult struct {
 	Target     blockdev.Info     `json:"target"`
 	Config     *diskimage.Digest `json:"config,omitempty"` // of the machine's config, which is not shown
 	DryRun     bool              `json:"dryRun,omitempty"`
+	OnDisk     []onDisk          `json:"onDisk,omitempty"` // that made the target, or a part of it, what it was
 	Plan       deliver.Summary   `json:"plan"`
 	Steps      []deliver.Step    `json:"steps,omitempty"`  // with --dry-run
 	Report     *deliver.Report   `json:"report,omitempty"` // without
 	Seconds    float64           `json:"seconds"`
+	Error      string            `json:"error,omitempty"`
+	ExitCode   int               `json:"exitCode,omitempty"`
 }
 
 // write is one run of the command.
@@ -81,11 +88,12 @@ type write struct {
 	artifact *oci.Artifact
 	disk     *blockdev.Disk
 	options  deliver.Options
+	beyond   beyond
 	result   writeResult
 }
 
 func runWrite(c *cli.Context) (err error) {
-	if c.NArg()+len(c.StringSlice(diskFlag.Name)) != 2 || c.NArg() == 0 {
+	if c.NArg()+len(c.StringSlice(diskFlag.Name)) < 2 || c.NArg() == 0 {
 		return ui.Usagef(c, "write needs a REF and a TARGET, got %d arguments", c.NArg())
 	}
 	config, err := machineConfig(c)
@@ -95,6 +103,9 @@ func runWrite(c *cli.Context) (err error) {
 	w := &write{c: c, talk: ui.From(c)}
 	w.options = deliver.Options{Workers: c.Int("workers"), Progress: new(deliver.Progress), Now: time.Now}
 	if w.options.Verify, err = verifyMode(c); err != nil {
+		return err
+	}
+	if w.beyond, err = beyondFrom(c); err != nil {
 		return err
 	}
 	targets, err := aims(c, c.Args().Tail())
@@ -118,37 +129,31 @@ func runWrite(c *cli.Context) (err error) {
 		return err
 	}
 	defer w.artifact.Close()
-	w.disk, err = blockdev.Open(c.Context, targets[0].path, blockdev.Options{
-		SectorSize: w.artifact.Config().Disk.SectorSize, ReadOnly: c.Bool("dry-run"), Expect: targets[0].expect})
-	if err != nil {
-		return exitError(err)
-	}
-	defer func() { err = errors.Join(err, w.disk.Close()) }()
-
-	w.result.Image, w.result.Digest, w.result.Target, w.result.DryRun = ref.String(), w.artifact.Digest(), w.disk.Info(), c.Bool("dry-run")
+	w.result.Image, w.result.Digest, w.result.DryRun = ref.String(), w.artifact.Digest(), c.Bool("dry-run")
 	if !config.IsZero() {
 		d := config.Digest()
 		w.result.Config = &d
 	}
-	plan, err := w.plan(config)
-	if err != nil {
-		return w.exitError(err)
+	ws, err := w.open(targets)
+	defer func() { err = errors.Join(err, ws.close()) }()
+	if err == nil {
+		err = w.run(ws, config)
 	}
-	w.result.Plan = plan.Summary()
-	if w.result.DryRun {
-		for s := range plan.Steps() {
-			w.result.Steps = append(w.result.Steps, s)
-		}
-		return w.talk.Result(w.result, w.writePlan)
-	}
-	if err := w.confirm(plan); err != nil {
+	return ws.print(w.talk, err, begun, c.Bool("json"))
+}
+
+// run plans and applies.
+func (w *write) run(ws writes, config firstboot.Config) error {
+	plans, err := ws.plan(config)
+	if err != nil || w.result.DryRun {
 		return err
 	}
-	if err := w.apply(plan); err != nil {
-		return w.exitError(err)
+	for i, w := range ws {
+		if err := w.confirm(plans[i]); err != nil {
+			return err
+		}
 	}
-	w.result.Seconds = time.Since(begun).Seconds()
-	return w.talk.Result(w.result, w.writeReport)
+	return ws.apply(w.c.Context, w.talk, plans)
 }
 
 // plan looks at the target and decides what to do with it.
@@ -156,6 +161,9 @@ func (w *write) plan(config firstboot.Config) (*deliver.Plan, error) {
 	ctx := w.c.Context
 	want, err := layOut(ctx, w.artifact, deliver.InfoOf(w.disk), config, w.options)
 	if err != nil {
+		return nil, err
+	}
+	if err := w.beyond.prepare(w.disk, want); err != nil {
 		return nil, err
 	}
 	step := w.talk.Step("look").Counts("read")
@@ -168,33 +176,14 @@ func (w *write) plan(config firstboot.Config) (*deliver.Plan, error) {
 	if step.End(err); err != nil {
 		return nil, err
 	}
-	return deliver.NewPlan(want, have)
-}
-
-// apply does what the plan says, and shows how far it is.
-func (w *write) apply(plan *deliver.Plan) error {
-	if plan.Empty() {
-		var err error
-		w.result.Report, err = deliver.Apply(w.c.Context, plan, w.artifact, w.disk, w.options)
-		return err
+	if w.result.OnDisk, err = w.beyond.judge(w.disk, want, have); err != nil {
+		return nil, err
 	}
-	p, s := w.options.Progress, plan.Summary()
-	step := w.talk.Step("write").Counts("fetched")
-	stop := follow(w.c.Context, func() {
-		step.Set(p.Fetched.Load(), s.Wire)
-		step.Note(fmt.Sprintf("%s written, %s zeroed, %s read back", ui.Bytes(p.Written.Load()), ui.Bytes(p.Zeroed.Load()), ui.Bytes(p.ReadBack.Load())))
-	})
-	report, err := deliver.Apply(w.c.Context, plan, w.artifact, w.disk, w.options)
-	stop()
-	step.End(err)
-	w.result.Report = report
-	if err != nil {
-		return err
+	plan, err := deliver.NewPlan(want, have)
+	if err == nil && !plan.Empty() && !w.result.DryRun {
+		err = refuseProtected(w.result.OnDisk)
 	}
-	if err := w.disk.RereadTable(); err != nil {
-		return ui.Fail(ui.ExitOther, fmt.Errorf("%w; the disk holds the verified image", err), "let the kernel read it with partprobe, or restart")
-	}
-	return nil
+	return plan, err
 }
 
 // follow calls show five times a second, and once more when it is stopped.

@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"sync"
 
 	"github.com/imgpipe/imgpipe/pkg/diskimage"
 )
@@ -17,87 +18,116 @@ import (
 // The context is heeded until the boot sector is written: cancelling leaves a
 // disk that does not boot, or an untouched one.
 func Apply(ctx context.Context, plan *Plan, source Source, target Target, opts Options) (*Report, error) {
-	a := &applier{plan: plan, source: source, target: target, opts: opts, meter: newMeter(opts), state: StateUntouched}
-	a.from, a.mode = reread(target)
-	err := a.run(ctx)
-	r := a.meter.report(plan, a.state)
-	if r.Bytes.ReadBack > 0 {
-		r.ReadBack = a.mode
-	}
-	return r, finish(ctx, err, a.state)
+	o := ApplyAll(ctx, []Job{{Plan: plan, Target: target}}, source, opts)[0]
+	return o.Report, o.Err
 }
 
+// applier does the plan of one target.
 type applier struct {
 	plan   *Plan
-	source Source
 	target Target
 	opts   Options
 	meter  *meter
 	state  State
 	from   io.ReaderAt // to read back
 	mode   ReadMode
+	last   []late        // what the commit writes
+	turn   chan struct{} // one window is read back at a time
+
+	mu     sync.Mutex
+	err    error // why nothing more is done with this target
+	broken bool  // it is the target's
 }
 
-func (a *applier) fetcher() *fetcher {
-	return &fetcher{source: a.source, index: a.plan.want.index, meter: a.meter}
+// fail ends the work on a target that failed. The first reason is the one that
+// counts.
+func (a *applier) fail(err error) {
+	a.stop(err)
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.broken = true
 }
 
-func (a *applier) run(ctx context.Context) error {
+// stop ends the work on a target that is none the worse.
+func (a *applier) stop(err error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.err == nil {
+		a.err = err
+	}
+}
+
+// writable reports whether verified bytes may still be written to the target.
+func (a *applier) writable() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return !a.broken
+}
+
+// alive reports whether the target is still worked on.
+func (a *applier) alive() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.err == nil && a.state != StateComplete
+}
+
+// outcome takes stock.
+func (a *applier) outcome(ctx context.Context) Outcome {
+	r := a.meter.report(a.plan, a.state)
+	if r.Bytes.ReadBack > 0 {
+		r.ReadBack = a.mode
+	}
+	return Outcome{r, finish(ctx, a.err, a.state)}
+}
+
+// settled says whether the target needs no writing. A run before this one may
+// have been stopped before its last flush.
+func (a *applier) settled() error {
 	if err := sameTarget(a.plan.want, a.target); err != nil {
 		return err
 	}
-	if a.plan.Empty() {
-		// Nothing to write, but a run before this one may have been stopped
-		// before its last flush.
-		if err := a.flush(); err != nil {
-			return err
-		}
-		a.state = StateComplete
-		return nil
-	}
-	last, err := a.fetchCommit(ctx)
-	if err != nil {
+	if err := canBecome(a.target, a.plan.want.rest); err != nil || !a.plan.Empty() {
 		return err
 	}
-	a.meter.enter(PhaseClear)
-	if err := a.clear(ctx); err != nil {
+	if err := a.flush(); err != nil {
 		return err
 	}
-	a.meter.enter(PhaseBody)
-	if err := a.body(ctx); err != nil {
-		return err
-	}
-	a.meter.enter(PhaseCommit)
-	return a.commit(ctx, last)
+	a.state = StateComplete
+	return nil
 }
 
 // clear makes the disk not bootable. LBA 0 goes first and alone: without it
 // nothing boots, while a valid backup GPT revives a disk whose primary is gone.
 func (a *applier) clear(ctx context.Context) error {
+	a.meter.enter(PhaseClear)
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	for i, e := range a.plan.clear {
-		if i == 0 {
-			a.state = StateUnsure
-		}
-		for off := e.Off; off < e.End(); off += int64(len(zeroBlock)) {
-			if err := a.put(zeroBlock[:min(int64(len(zeroBlock)), e.End()-off)], off); err != nil {
-				return err
+	a.state = StateUnsure
+	from := 0
+	for i, to := range a.plan.synced {
+		for _, e := range a.plan.clear[from:to] {
+			for off := e.Off; off < e.End(); off += int64(len(zeroBlock)) {
+				if err := a.put(zeroBlock[:min(int64(len(zeroBlock)), e.End()-off)], off); err != nil {
+					return err
+				}
 			}
 		}
-		if i > 0 && i < len(a.plan.clear)-1 {
-			continue
-		}
+		from = to
 		if err := a.flush(); err != nil {
 			return err
 		}
 		if i == 0 { // a worn-out medium takes writes and forgets them
-			if err := a.compare(late{Extent: e}); err != nil {
+			if err := a.compare(late{Extent: a.plan.clear[0]}); err != nil {
+				return err
+			}
+			a.state = StateNotBootable
+		}
+		if i == min(1, len(a.plan.synced)-1) {
+			if err := a.wipe(ctx); err != nil {
 				return err
 			}
 		}
-		a.state = StateNotBootable
 	}
 	return nil
 }
@@ -110,10 +140,8 @@ type late struct {
 
 // fetchCommit gets what the commit writes, before anything is touched: a source
 // that cannot be read, or trusted, is found out while the old disk still boots.
-func (a *applier) fetchCommit(ctx context.Context) ([]late, error) {
-	f := a.fetcher()
-	defer f.close()
-	var out []late
+// Chunks that another target got already are in chunks.
+func (a *applier) fetchCommit(ctx context.Context, f *fetcher, chunks map[int32][]byte) error {
 	for i, p := range a.plan.want.pieces {
 		if !p.commit {
 			continue
@@ -121,24 +149,29 @@ func (a *applier) fetchCommit(ctx context.Context) ([]late, error) {
 		l := late{Extent: p.Extent}
 		switch a.plan.actions[i] {
 		case Fetch:
-			data, err := f.chunk(ctx, int(p.ref))
-			if err != nil {
-				return nil, err
+			data, ok := chunks[p.ref]
+			if !ok {
+				var err error
+				if data, err = f.chunk(ctx, int(p.ref)); err != nil {
+					return err
+				}
+				chunks[p.ref] = data
 			}
 			l.data = data
 		case PutOverlay:
 			l.data = a.plan.want.cells[p.ref].data
 			a.meter.overlaid.Add(p.Len)
 		}
-		out = append(out, l)
+		a.last = append(a.last, l)
 	}
-	return out, nil
+	return nil
 }
 
 // commit makes the disk bootable: the backup GPT, then the first MiB but for
 // LBA 0, and once those are verified on the medium, LBA 0.
-func (a *applier) commit(ctx context.Context, last []late) error {
-	sector := a.plan.want.target.SectorSize
+func (a *applier) commit(ctx context.Context) error {
+	a.meter.enter(PhaseCommit)
+	last, sector := a.last, a.plan.want.target.SectorSize
 	var boot []byte
 	if l := &last[0]; l.Off == 0 {
 		if l.data != nil {

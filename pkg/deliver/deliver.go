@@ -6,6 +6,7 @@
 //	have, err := deliver.Look(ctx, want, disk, options)
 //	plan, err := deliver.NewPlan(want, have)         // pure; print it for a dry run
 //	report, err := deliver.Apply(ctx, plan, artifact, disk, options)
+//	outcomes := deliver.ApplyAll(ctx, jobs, artifact, options)       // several disks, fetched for once
 //	found, err := deliver.Check(ctx, want, disk, options)
 //
 // It guarantees that at every moment the target holds what it held before,
@@ -13,6 +14,7 @@
 // safety:
 //
 //	clear   LBA 0, sync, read back; the rest of the first MiB, the backup GPT, and the one that the old header names, sync
+//	        (the GPT headers, sync, and what is erased beyond the image, sync, go before the rest)
 //	body    everything else, each chunk hashed before it is written; sync; read back, by windows
 //	commit  backup GPT and LBA 1 to the end of the first MiB, sync, read back; LBA 0, sync, read back
 //
@@ -96,11 +98,15 @@ func InfoOf(t Target) TargetInfo { return TargetInfo{Size: t.Size(), SectorSize:
 
 // Options is how to work. The zero value is safe and right for most.
 type Options struct {
-	Workers  int              // goroutines that fetch, decode and write; 0: twice the cores, 4 to 16
-	Verify   Verify           // what is read back; the zero value is VerifyWritten
-	Window   int64            // bytes of the target that are written, flushed, and read back while the next are written; 0: 256 MiB
-	Progress *Progress        // counters to show while it runs; nil: nobody looks
-	Now      func() time.Time // clock for the report's times; nil: they stay zero
+	Workers int    // goroutines that fetch, decode and write; 0: twice the cores, 4 to 16
+	Verify  Verify // what is read back; the zero value is VerifyWritten
+	Window  int64  // bytes of the target that are written, flushed, and read back while the next are written; 0: 256 MiB
+	// BeforeCommit is called once everything was written and verified, and
+	// before the first target becomes bootable: an error leaves them so. Where
+	// there is nothing to write it is not called.
+	BeforeCommit func(ctx context.Context) error
+	Progress     *Progress        // counters to show while it runs; nil: nobody looks
+	Now          func() time.Time // clock for the report's times; nil: they stay zero
 }
 
 // Verify is how much is read back after the body is written.

@@ -2,7 +2,6 @@ package deliver
 
 import (
 	"context"
-	"errors"
 	"io"
 
 	"github.com/imgpipe/imgpipe/pkg/diskimage"
@@ -35,21 +34,21 @@ func (f *fetcher) close() {
 // chunk returns the plain bytes of one chunk.
 func (f *fetcher) chunk(ctx context.Context, i int) ([]byte, error) {
 	b := make([]byte, f.index.Chunks[i].Len)
-	return b, f.window(ctx, []int32{int32(i)}, func(diskimage.Chunk) ([]byte, error) { return b, nil }, func(diskimage.Chunk) {})
+	return b, f.window(ctx, []int32{int32(i)}, func(diskimage.Chunk) []byte { return b }, func(diskimage.Chunk) {})
 }
 
 // window fetches chunks of one segment, whose frames follow each other, with
 // one request. For each it calls into for the place to decode it to, and done
 // once that holds the verified bytes. What ends early, or hashes wrong, is
 // asked for again, from the chunk where it stopped.
-func (f *fetcher) window(ctx context.Context, chunks []int32, into func(diskimage.Chunk) ([]byte, error), done func(diskimage.Chunk)) error {
+func (f *fetcher) window(ctx context.Context, chunks []int32, into func(diskimage.Chunk) []byte, done func(diskimage.Chunk)) error {
 	tries := 0
 	for len(chunks) > 0 {
 		n, err := f.request(ctx, chunks, into, done)
 		if err == nil {
 			return nil
 		}
-		if _, ours := errors.AsType[*stop](err); ours || ctx.Err() != nil {
+		if ctx.Err() != nil {
 			return err
 		}
 		if chunks = chunks[n:]; n > 0 {
@@ -63,13 +62,8 @@ func (f *fetcher) window(ctx context.Context, chunks []int32, into func(diskimag
 	return nil
 }
 
-// stop is an error of into: not the source's fault.
-type stop struct{ error }
-
-func (s *stop) Unwrap() error { return s.error }
-
 // request makes one request and returns how many chunks are done.
-func (f *fetcher) request(ctx context.Context, chunks []int32, into func(diskimage.Chunk) ([]byte, error), done func(diskimage.Chunk)) (n int, err error) {
+func (f *fetcher) request(ctx context.Context, chunks []int32, into func(diskimage.Chunk) []byte, done func(diskimage.Chunk)) (n int, err error) {
 	first, last := f.index.Chunks[chunks[0]], f.index.Chunks[chunks[len(chunks)-1]]
 	blob := diskimage.Extent{Off: first.Frame.Off, Len: last.Frame.End() - first.Frame.Off}
 	at := func(err error) error {
@@ -100,10 +94,7 @@ func (f *fetcher) request(ctx context.Context, chunks []int32, into func(diskima
 		}
 		pos = c.Frame.End()
 		f.meter.lap(&f.meter.source, start)
-		place, err := into(c)
-		if err != nil {
-			return n, &stop{err}
-		}
+		place := into(c)
 		start = f.meter.now()
 		if err := f.decode(c, place); err != nil {
 			if d, ok := body.(Distruster); ok {

@@ -7,6 +7,7 @@ import (
 	"io"
 	"slices"
 	"sort"
+	"time"
 
 	"github.com/imgpipe/imgpipe/pkg/diskimage"
 )
@@ -16,7 +17,9 @@ import (
 type Have struct {
 	equal  []bool             // for each piece of the Want; false is also "not known"
 	stale  []diskimage.Extent // sectors beyond the first MiB that hold a GPT header
-	looked int64
+	erase  []diskimage.Extent // sectors beyond the image that are zeroed, too: see Erase
+	looked int64              // bytes that were read
+	took   time.Duration      // to look
 	before TableSummary
 }
 
@@ -66,8 +69,8 @@ func look(ctx context.Context, w *Want, target Target, opts Options) (*Have, err
 	}
 	s := scanner{want: w, meter: m, workers: opts.workers(), tolerant: true}
 	s.from, _ = reread(target)
-	start := m.Looked.Load()
-	defer func() { h.looked = m.Looked.Load() - start }()
+	start, began := m.Looked.Load(), m.now()
+	defer func() { h.looked, h.took = m.Looked.Load()-start, m.now().Sub(began) }()
 	if hits, err := s.scan(ctx, w.sample(data), nil); err != nil || !slices.Contains(hits, true) && len(data) > 0 {
 		return h, err
 	}

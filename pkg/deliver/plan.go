@@ -36,6 +36,7 @@ type Plan struct {
 	have    *Have
 	actions []Action           // one for each piece of want
 	clear   []diskimage.Extent // zeroed first; [0, one sector) leads
+	synced  []int              // after so many of them everything is made durable
 	empty   bool
 }
 
@@ -56,12 +57,15 @@ func NewPlan(want *Want, have *Have) (*Plan, error) {
 		have = &Have{}
 	}
 	if have.equal == nil {
-		have = &Have{equal: make([]bool, len(want.pieces)), stale: have.stale, looked: have.looked, before: have.before}
+		have = &Have{equal: make([]bool, len(want.pieces)), stale: have.stale, erase: have.erase, looked: have.looked, took: have.took, before: have.before}
 	}
 	if len(have.equal) != len(want.pieces) {
 		return nil, finish(context.Background(), errors.New("plan: what the target has was found for another want"), StateUntouched)
 	}
-	p := &Plan{want: want, have: have, actions: make([]Action, len(want.pieces)), empty: true}
+	if want.rest == RestSecure { // nothing of what is there will be
+		have = &Have{equal: make([]bool, len(want.pieces)), stale: have.stale, erase: have.erase, looked: have.looked, took: have.took, before: have.before}
+	}
+	p := &Plan{want: want, have: have, actions: make([]Action, len(want.pieces)), empty: want.rest != RestDiscard && len(have.erase) == 0}
 	for i := range want.pieces {
 		p.empty = p.empty && have.equal[i]
 	}
@@ -82,11 +86,29 @@ func NewPlan(want *Want, have *Have) (*Plan, error) {
 }
 
 // planClear lists what is zeroed first: the switch, then whatever else firmware
-// or a kernel could take for a way in.
+// or a kernel could take for a way in. What lies beyond the image goes in
+// between: behind the GPT's headers, since some firmware starts a disk by those
+// alone, and before its entries, by which a run that is cut here finds again
+// where the old partitions were.
 func (p *Plan) planClear() {
 	w := p.want
 	sector := w.target.SectorSize
+	sync := func() {
+		if n := len(p.clear); len(p.synced) == 0 || n > p.synced[len(p.synced)-1] {
+			p.synced = append(p.synced, n)
+		}
+	}
 	p.clear = append(p.clear, diskimage.Extent{Len: min(sector, w.target.Size)})
+	sync()
+	if len(p.have.erase) > 0 || w.rest == RestDiscard || w.rest == RestSecure {
+		if w.head > sector {
+			p.clear = append(p.clear, diskimage.Extent{Off: sector, Len: min(sector, w.head-sector)})
+		}
+		p.clear = append(p.clear, p.have.stale...)
+		sync()
+		p.clear = append(p.clear, p.have.erase...)
+		sync()
+	}
 	if w.head > sector {
 		p.clear = append(p.clear, diskimage.Extent{Off: sector, Len: w.head - sector})
 	}
@@ -98,6 +120,7 @@ func (p *Plan) planClear() {
 			p.clear = append(p.clear, e)
 		}
 	}
+	sync()
 }
 
 // cleared reports whether the clear phase touches e.
@@ -183,13 +206,20 @@ type Summary struct {
 	Overlay int64              `json:"overlay"`
 	Wire    int64              `json:"wire"` // compressed bytes to fetch
 	Clear   []diskimage.Extent `json:"clear,omitempty"`
-	Before  TableSummary       `json:"before"` // the partition table found on the target
+	Rest    Rest               `json:"rest,omitempty"` // what becomes of the target beyond
+	Beyond  int64              `json:"beyond"`         // bytes that neither the image nor an overlay covers
+	Before  TableSummary       `json:"before"`         // the partition table found on the target
 	After   TableSummary       `json:"after"`
 }
 
 // Summary counts.
 func (p *Plan) Summary() Summary {
+	beyond := int64(0)
+	for _, e := range p.want.Beyond() {
+		beyond += e.Len
+	}
 	return Summary{
+		Rest: p.want.rest, Beyond: beyond,
 		Target: p.want.target, Empty: p.empty, Clear: p.clear, Wire: p.FetchSize(),
 		Skip: p.Bytes(Skip), Zero: p.Bytes(Zero), Fetch: p.Bytes(Fetch), Overlay: p.Bytes(PutOverlay),
 		Before: p.have.before, After: Summarize(p.want.table),

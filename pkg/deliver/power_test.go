@@ -87,7 +87,7 @@ func cutEverywhere(t *testing.T, s *scene, before []byte, depth int) (states int
 	var again [][]byte
 	resumed, every := 2, 997 // a prime: of every phase, in time
 	if soak {
-		resumed, every = 12, 97
+		resumed, every = 4, 997
 	}
 	cuts, n := s.thorough(uint64(depth)), 0
 	cuts.Visit = func(_ string, state func() []byte) {

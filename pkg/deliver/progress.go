@@ -11,6 +11,7 @@ type Phase int32
 // The phases, in order.
 const (
 	PhaseLook   Phase = iota // hashing what the target holds
+	PhaseFetch               // getting what the commit writes
 	PhaseClear               // making it not bootable
 	PhaseBody                // writing
 	PhaseVerify              // reading back
@@ -18,7 +19,7 @@ const (
 	PhaseDone
 )
 
-var phaseNames = [...]string{"look", "clear", "body", "verify", "commit", "done"}
+var phaseNames = [...]string{"look", "fetch", "clear", "body", "verify", "commit", "done"}
 
 // String returns one lower-case word.
 func (p Phase) String() string { return phaseNames[p] }
@@ -37,20 +38,23 @@ type Progress struct {
 // Phase returns what is being done.
 func (p *Progress) Phase() Phase { return Phase(p.phase.Load()) }
 
-// meter is one call's measurements: the counters and where time went.
+// meter is one target's measurements: the counters and where time went. Several
+// targets have the meter of what is fetched for all of them in common.
 type meter struct {
 	*Progress
+	wire                *meter // of the fetches; of a single target it is this one
 	now                 func() time.Time
 	source, cores, disk atomic.Int64 // nanoseconds that workers spent, summed
 	decoded, overlaid   atomic.Int64
 	retries             atomic.Int64
 	phases              []PhaseTime
 	began               time.Time
+	start               Moved // counters when the phase began
 }
 
 func newMeter(o Options) *meter {
 	m := &meter{Progress: o.Progress, now: o.Now}
-	if m.Progress == nil {
+	if m.wire = m; m.Progress == nil {
 		m.Progress = &Progress{}
 	}
 	if m.now == nil {
@@ -59,13 +63,19 @@ func newMeter(o Options) *meter {
 	return m
 }
 
+// moved reads the counters.
+func (m *meter) moved() Moved {
+	return Moved{m.Looked.Load(), m.wire.Fetched.Load(), m.Written.Load(), m.Zeroed.Load(), m.ReadBack.Load()}
+}
+
 // enter ends the running phase and starts the next.
 func (m *meter) enter(p Phase) {
-	now := m.now()
+	now, moved := m.now(), m.moved()
 	if n := len(m.phases); n > 0 {
 		m.phases[n-1].Seconds = now.Sub(m.began).Seconds()
+		m.phases[n-1].Moved = moved.since(m.start)
 	}
-	m.began = now
+	m.began, m.start = now, moved
 	m.phase.Store(int32(p))
 	if p != PhaseDone {
 		m.phases = append(m.phases, PhaseTime{Phase: p.String()})

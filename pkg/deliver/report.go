@@ -23,7 +23,7 @@ type Report struct {
 type Bytes struct {
 	Looked   int64 `json:"looked"`   // read to find what is already there
 	Skipped  int64 `json:"skipped"`  // already there
-	Fetched  int64 `json:"fetched"`  // over the wire, compressed
+	Fetched  int64 `json:"fetched"`  // over the wire, compressed; with several targets: for all of them
 	Decoded  int64 `json:"decoded"`  // the same, plain
 	Overlay  int64 `json:"overlay"`  // bytes that overlays had a part in
 	Written  int64 `json:"written"`  // data written
@@ -31,10 +31,25 @@ type Bytes struct {
 	ReadBack int64 `json:"readback"` // read after the flush and compared
 }
 
-// PhaseTime is how long a phase took.
+// PhaseTime is how long a phase took, and what was moved in it. The first MiB
+// and the backup GPT are cleared uncounted.
 type PhaseTime struct {
 	Phase   string  `json:"phase"`
 	Seconds float64 `json:"seconds"`
+	Moved
+}
+
+// Moved is counters, in bytes, as in Bytes.
+type Moved struct {
+	Looked   int64 `json:"looked,omitempty"`
+	Fetched  int64 `json:"fetched,omitempty"`
+	Written  int64 `json:"written,omitempty"`
+	Zeroed   int64 `json:"zeroed,omitempty"`
+	ReadBack int64 `json:"readback,omitempty"`
+}
+
+func (m Moved) since(o Moved) Moved {
+	return Moved{m.Looked - o.Looked, m.Fetched - o.Fetched, m.Written - o.Written, m.Zeroed - o.Zeroed, m.ReadBack - o.ReadBack}
 }
 
 // TableSummary is a partition table in short. The zero value means none.
@@ -65,16 +80,20 @@ func Summarize(t *diskimage.Table) (s TableSummary) {
 // report takes stock.
 func (m *meter) report(p *Plan, state State) *Report {
 	m.enter(PhaseDone)
+	phases := m.phases
+	if p.have.looked > 0 {
+		phases = append([]PhaseTime{{PhaseLook.String(), p.have.took.Seconds(), Moved{Looked: p.have.looked}}}, phases...)
+	}
 	r := &Report{
-		DiskDigest: p.want.index.DiskDigest, State: state, Target: p.want.target, Phases: m.phases,
+		DiskDigest: p.want.index.DiskDigest, State: state, Target: p.want.target, Phases: phases,
 		Bytes: Bytes{
-			Looked: p.have.looked, Skipped: p.Bytes(Skip), Fetched: m.Fetched.Load(), Decoded: m.decoded.Load(),
+			Looked: p.have.looked, Skipped: p.Bytes(Skip), Fetched: m.wire.Fetched.Load(), Decoded: m.wire.decoded.Load(),
 			Overlay: m.overlaid.Load(), Written: m.Written.Load(), Zeroed: m.Zeroed.Load(), ReadBack: m.ReadBack.Load(),
 		},
-		Retries: m.retries.Load(), Before: p.have.before, After: Summarize(p.want.table),
+		Retries: m.wire.retries.Load(), Before: p.have.before, After: Summarize(p.want.table),
 	}
 	if !p.Empty() {
-		wire, cores, disk := m.source.Load(), m.cores.Load(), m.disk.Load()
+		wire, cores, disk := m.wire.source.Load(), m.wire.cores.Load(), m.disk.Load()
 		switch longest := max(wire, cores, disk); {
 		case longest == 0:
 		case longest == wire:

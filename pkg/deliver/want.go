@@ -31,6 +31,7 @@ type Want struct {
 	cells  []cell
 	head   int64            // [0, head) is cleared first
 	tail   diskimage.Extent // the backup GPT; may be empty
+	rest   Rest             // what becomes of what no piece covers
 }
 
 // piece is a stretch of the target that is planned, written and compared as one.

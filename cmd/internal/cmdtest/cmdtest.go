@@ -15,6 +15,9 @@
 //	exits CODE PROGRAM [ARG…]      run a program that ends with this exit code
 //	filled FILE SIZE [BYTE]        make a file of SIZE bytes, each BYTE, or a hole
 //	corrupt FILE [OFFSET]          flip the bits of one byte
+//	plant FILE NAME [OFFSET LENGTH]
+//	                               make the file, or a range of it, look as if it were a md1.0,
+//	                               zfs, … (delivertest.Plants)
 //	blob VAR REF [N]               set VAR to the path of the image's Nth largest blob
 //	unpack REF FILE                decompress the image's blobs with zstd
 //	bytes FILE OFFSET LENGTH BYTE  the range of the file holds nothing but BYTE
@@ -68,7 +71,7 @@ func Run(t *testing.T, dir string) {
 			return cond == "root" && os.Getuid() == 0 && exec.Command("losetup", "--find").Run() == nil, nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"mkimage": mkimage, "exits": exits, "filled": filled, "corrupt": corrupt, "blob": blob, "bytes": allBytes,
+			"mkimage": mkimage, "exits": exits, "filled": filled, "corrupt": corrupt, "plant": plant, "blob": blob, "bytes": allBytes,
 			"same": same, "unpack": unpack, "json": hasJSON, "lines": lines, "interrupt": interrupt, "loop": loop,
 			"serve": serve, "mkkey": mkkey, "sign": signImage, "attest": attestImage, "trusted": trusted,
 		},

@@ -30,26 +30,24 @@ func cases(t *testing.T, name string) (rows [][3]string) {
 	return rows
 }
 
-// lister lists the machines of the tables, each once.
-func lister(t *testing.T) func(name string) []Device {
+// TestMachines runs the tables over the recordings of testdata/machines.
+func TestMachines(t *testing.T) {
 	lists := map[string][]Device{}
-	return func(name string) []Device {
-		t.Helper()
-		if lists[name] == nil {
-			devices, err := machine(t, name).List(t.Context(), ListOptions{})
-			if err != nil {
-				t.Fatal(err)
-			}
-			lists[name] = devices
+	for _, name := range machines {
+		devices, err := machine(t, name).List(t.Context(), ListOptions{})
+		if err != nil {
+			t.Fatal(err)
 		}
-		return lists[name]
+		lists[name] = devices
 	}
+	t.Run("queries", func(t *testing.T) { testQueries(t, lists) })
+	t.Run("guards", func(t *testing.T) { testGuards(t, lists) })
 }
 
-// TestQueries runs the table of queries: which disk is chosen, or how many the
+// testQueries runs the table of queries: which disk is chosen, or how many the
 // query found, or which that it must not take.
-func TestQueries(t *testing.T) {
-	list, wrong := lister(t), 0
+func testQueries(t *testing.T, lists map[string][]Device) {
+	wrong := 0
 	rows := cases(t, "queries.txt")
 	for _, c := range rows {
 		q, err := ParseQuery(c[1])
@@ -58,7 +56,7 @@ func TestQueries(t *testing.T) {
 			continue
 		}
 		got := ""
-		d, err := Choose(q, list(c[0]))
+		d, err := Choose(q, lists[c[0]])
 		if e, ok := errors.AsType[*ChoiceError](err); ok {
 			got = "none"
 			if len(e.taken) > 0 {
@@ -77,18 +75,18 @@ func TestQueries(t *testing.T) {
 	t.Logf("%d queries, %d wrong", len(rows), wrong)
 }
 
-// TestGuards runs the table of guards: how fit each device of the machines is,
+// testGuards runs the table of guards: how fit each device of the machines is,
 // and why.
-func TestGuards(t *testing.T) {
-	list, seen := lister(t), map[string]bool{}
+func testGuards(t *testing.T, lists map[string][]Device) {
+	seen := map[string]bool{}
 	rows := cases(t, "guards.txt")
 	for _, c := range rows {
 		machine, name, _ := strings.Cut(c[0], " ")
 		seen[machine+" "+name] = true
 		var got *Device
-		for i, d := range list(machine) {
+		for i, d := range lists[machine] {
 			if d.Name == name {
-				got = &list(machine)[i]
+				got = &lists[machine][i]
 			}
 		}
 		switch {
@@ -99,7 +97,7 @@ func TestGuards(t *testing.T) {
 		}
 	}
 	for _, m := range machines {
-		for _, d := range list(m) {
+		for _, d := range lists[m] {
 			if !seen[m+" "+d.Name] {
 				t.Errorf("%s %s: not in the table: %s, %s", m, d.Name, d.Fit, strings.Join(d.Why, "; "))
 			}

@@ -32,12 +32,12 @@ type Signature struct {
 type Prober func(r io.ReaderAt, size, sectorSize int64) ([]Signature, error)
 
 // contents reads what is on a disk: its table, and what a prober finds.
-func (s System) contents(d *Device, o ListOptions) {
+func (s System) contents(d *Device, probe Prober) {
 	switch d.Kind {
 	case KindOptical, KindFloppy, KindMemory: // reading them takes long, or says nothing
 		return
 	}
-	if !o.Read || d.Size == 0 {
+	if d.Size == 0 {
 		return
 	}
 	f, err := s.open(d)
@@ -53,10 +53,10 @@ func (s System) contents(d *Device, o ListOptions) {
 		return
 	}
 	d.Partitions = merge(d.Partitions, table, d.Table != nil)
-	if o.Probe == nil {
+	if probe == nil {
 		return
 	}
-	found, err := o.Probe(f, d.Size, d.SectorSize)
+	found, err := probe(f, d.Size, d.SectorSize)
 	if err != nil {
 		d.Unread = err.Error()
 	}

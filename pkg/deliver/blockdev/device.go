@@ -20,7 +20,7 @@ type Device struct {
 	Name               string      `json:"name"`              // the kernel's, for this boot: sda
 	Path               string      `json:"path"`              // /dev/sda
 	Number             string      `json:"number"`            // major:minor
-	DiskSeq            uint64      `json:"diskseq,omitempty"` // given once in the life of a system; 0: the kernel has none
+	DiskSeq            uint64      `json:"diskSeq,omitempty"` // given once in the life of a system; 0: the kernel has none
 	Kind               Kind        `json:"kind"`
 	Size               int64       `json:"size"`               // bytes; 0: no medium
 	SectorSize         int64       `json:"sectorSize"`         // logical, bytes
@@ -87,7 +87,8 @@ type ListOptions struct {
 
 // List returns all block devices but partitions, sorted by name: those with a
 // medium, and the hardware without one. It needs no rights but for reading
-// what is on them, and changes nothing.
+// what is on them, and changes nothing. Where firmware says from which partition
+// the machine started, the tables of disks are read in any case.
 func (s System) List(ctx context.Context, o ListOptions) ([]Device, error) {
 	entries, err := os.ReadDir(s.at("/sys/block"))
 	if err != nil {
@@ -97,7 +98,7 @@ func (s System) List(ctx context.Context, o ListOptions) ([]Device, error) {
 	if err != nil {
 		return nil, fmt.Errorf("who uses the block devices: %w", err)
 	}
-	links := s.links()
+	links, booted := s.links(), s.bootedFrom()
 	var devices []Device
 	for _, e := range entries {
 		if err := ctx.Err(); err != nil {
@@ -113,14 +114,19 @@ func (s System) List(ctx context.Context, o ListOptions) ([]Device, error) {
 		}
 		d.Users = usage.users(n)
 		d.Links = links[d.Name]
-		if from := byPathLink(d.Links); from != "" {
-			d.ByPath = from
+		if names := byPathLinks(d.Links); len(names) > 0 && !slices.Contains(names, d.ByPath) {
+			d.ByPath = names[0] // udev knows more
 		}
-		s.contents(&d, o)
+		switch {
+		case o.Read:
+			s.contents(&d, o.Probe)
+		case booted != "" && d.Kind == KindDisk:
+			s.contents(&d, nil) // which disk that is, its table says
+		}
 		devices = append(devices, d)
 	}
 	slices.SortFunc(devices, func(a, b Device) int { return naturally(a.Name, b.Name) })
-	judge(devices, s.bootedFrom(), links)
+	judge(devices, booted, links)
 	return devices, nil
 }
 
@@ -163,13 +169,13 @@ func (s System) links() map[string][]string {
 	return links
 }
 
-func byPathLink(links []string) string {
+func byPathLinks(links []string) (names []string) {
 	for _, l := range links {
 		if name, ok := strings.CutPrefix(l, "/dev/disk/by-path/"); ok {
-			return name
+			names = append(names, name)
 		}
 	}
-	return ""
+	return names
 }
 
 // bootedFrom is the PARTUUID of the ESP that the firmware started the system

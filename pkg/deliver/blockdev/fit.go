@@ -15,9 +15,6 @@ func judge(devices []Device, bootedFrom string, links map[string][]string) {
 		if d.Kind != KindDisk {
 			d.against(FitPath, "is "+d.Kind.article())
 		}
-		if d.Kind == KindMemory || d.Kind == KindOptical || d.Kind == KindBoot {
-			d.Fit = FitNever
-		}
 		if d.Transport == "usb" && strings.Contains(strings.ToLower(d.Vendor+" "+d.Model), "virtual") {
 			d.against(FitPath, "is virtual media: what a BMC or a console shows as a USB disk")
 		}

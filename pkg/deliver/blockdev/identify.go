@@ -97,6 +97,6 @@ func (d *Device) still(fd int, size int64) error {
 		return err
 	}
 	again := System{}.device(n)
-	again.Size = size
+	again.Size, again.DiskSeq = size, 0
 	return d.same(&again)
 }

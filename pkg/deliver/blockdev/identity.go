@@ -137,7 +137,7 @@ var (
 	scsiName = regexp.MustCompile(`^(\d+):(\d+):(\d+):(\d+)$`)
 	usbName  = regexp.MustCompile(`^\d+-([\d.]+:[\d.]+)$`)
 	hostName = regexp.MustCompile(`^host(\d+)$`)
-	busName  = regexp.MustCompile(`^(pci[0-9a-f]+:|usb\d|host\d|ata\d|mmc_host$|virtio\d|nvme)`)
+	busName  = regexp.MustCompile(`^(pci[0-9a-f]+:|usb\d|host\d|ata\d|mmc_host$|virtio\d|nvme|block$)`)
 )
 
 // byPath says where the disk is plugged in, in the words of udev's path_id,
@@ -161,7 +161,7 @@ func (n *node) byPath(transport string) string {
 		case hostName.MatchString(p):
 			base = lowestHost(parent)
 		case scsiName.MatchString(p) && transport == "sata":
-			tail = n.ataPort(parts[:i])
+			tail = n.ataPort(parts[:i], scsiName.FindStringSubmatch(p))
 		case scsiName.MatchString(p):
 			m := scsiName.FindStringSubmatch(p)
 			host, _ := strconv.Atoi(m[1])
@@ -171,13 +171,25 @@ func (n *node) byPath(transport string) string {
 	if transport == "nvme" {
 		tail = "-nvme-" + n.attr("nsid")
 	}
-	if board != "" && port != "" {
+	switch {
+	case board+port == "" || transport == "sas" || transport == "fc" || transport == "iscsi":
+		return ""
+	case board == "" && tail == "" && transport != "virtio":
+		return "" // a controller alone is no place
+	case board != "" && port != "":
 		board += "-"
 	}
-	if port = board + port; port == "" || transport == "sas" || transport == "fc" || transport == "iscsi" {
-		return ""
+	return board + port + tail
+}
+
+// byPaths are all names of the place: udev has another one for SATA, as it was
+// called before systemd 246.
+func (d *Device) byPaths() []string {
+	names := []string{d.ByPath}
+	if old, ok := strings.CutSuffix(d.ByPath, ".0"); ok && d.Transport == "sata" {
+		names = append(names, old)
 	}
-	return port + tail
+	return append(names, byPathLinks(d.Links)...)
 }
 
 // lowestHost is the number of a controller's first SCSI host: numbers go on
@@ -195,13 +207,17 @@ func lowestHost(dir string) int {
 	return max(lowest, 0)
 }
 
-// ataPort is a port's number on its controller.
-func (n *node) ataPort(above []string) string {
+// ataPort is a port's number on its controller, and which disk at it: behind a
+// port multiplier that is the bus, else the target (master, slave).
+func (n *node) ataPort(above, scsi []string) string {
 	for i, p := range above {
 		if strings.HasPrefix(p, "ata") {
 			port := node{sys: n.sys, dir: filepath.Join(append([]string{n.sys.at("/sys/devices")}, above[:i+1]...)...)}
 			if no := port.attr("ata_port/" + p + "/port_no"); no != "" {
-				return "-ata-" + no
+				if scsi[2] != "0" {
+					return "-ata-" + no + "." + scsi[2] + ".0"
+				}
+				return "-ata-" + no + "." + scsi[3]
 			}
 		}
 	}

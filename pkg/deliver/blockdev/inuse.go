@@ -8,7 +8,9 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
+	"unicode"
 
 	"golang.org/x/sys/unix"
 )
@@ -45,9 +47,17 @@ func (u User) String() string {
 	case UseFilesystem:
 		return u.Device + " belongs to the mounted " + u.By
 	case UseMounted:
-		return u.Device + " is mounted on " + u.By
+		return u.Device + " is mounted on " + shown(u.By)
 	}
 	return u.Device + " is used as swap"
+}
+
+// shown is a name that somebody chose, for a terminal.
+func shown(s string) string {
+	if strings.ContainsFunc(s, func(r rune) bool { return !unicode.IsPrint(r) }) {
+		return strconv.Quote(s)
+	}
+	return s
 }
 
 // usage is who uses what on a system, at one moment.
@@ -145,9 +155,6 @@ func (u *usage) mark(number string) {
 		return
 	}
 	u.system[number] = true
-	if n.part {
-		u.mark(n.disk().dev)
-	}
 	for _, slave := range n.disk().list("slaves") {
 		if below, err := u.sys.named(slave); err == nil {
 			u.mark(below.dev)
@@ -185,7 +192,7 @@ func (u *usage) usersOf(n *node, depth int) (out []User) {
 	for _, use := range []Use{UseSystem, UseHeld, UseLoop, UseFilesystem, UseMounted, UseSwap} {
 		for _, p := range n.all() {
 			switch {
-			case use == UseSystem && u.system[p.dev] && (p.part || !slices.ContainsFunc(n.parts, func(q node) bool { return u.system[q.dev] })):
+			case use == UseSystem && u.system[p.dev]:
 				out = append(out, User{p.path(), UseSystem, ""})
 			case use == UseHeld:
 				for _, h := range p.list("holders") {

@@ -4,6 +4,10 @@ package blockdev
 
 import (
 	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
 	"testing"
 )
 
@@ -36,6 +40,11 @@ mount 30 1 8:16 / /srv rw - ext4 /dev/sdb rw
 		{name: "swap", more: "swap /dev/sda1", want: "/dev/sda1 is used as swap"},
 		{name: "elsewhere", more: "mount@77 31 1 8:0 / /mnt rw - ext4 /dev/sda rw", want: "/dev/sda is mounted on /mnt in the namespace of process 77"},
 		{name: "bcachefs", more: "mount 31 1 0:50 / /mnt rw - bcachefs /dev/sdb:/dev/sda rw", want: "/dev/sda is mounted on /mnt"},
+		{name: "root is a btrfs of two", more: "mount 31 1 0:43 / / rw - btrfs /dev/sdb rw\nfile /sys/fs/btrfs/f5/devices/sda1/x x\nfile /sys/fs/btrfs/f5/devices/sdb/x x",
+			want: "/dev/sda1 is the disk of the running system; /dev/sda1 belongs to the mounted btrfs f5"},
+		{name: "root is a partition of an md", more: "hold md127 sda2\nmount 31 1 9:128 / / rw - ext4 /dev/md127p1 rw\nset md/level raid1\npart md127p1 9:128 1 2 8",
+			want: "/dev/sda2 is the disk of the running system; /dev/sda2 is held by md127 (raid1)"},
+		{name: "a mount point of control characters", more: `mount 31 1 8:1 / /a\033b rw - ext4 x rw`, want: `/dev/sda1 is mounted on "/a\x1bb"`},
 		{name: "many", more: "mount 31 1 8:1 / /1 rw - ext4 x rw\nmount 32 1 8:1 / /2 rw - ext4 x rw\nmount 33 1 8:1 / /3 rw - ext4 x rw\nmount 34 1 8:2 / /4 rw - ext4 x rw\nswap /dev/sda2",
 			want: "/dev/sda1 is mounted on /1; /dev/sda1 is mounted on /2; /dev/sda1 is mounted on /3; /dev/sda2 is mounted on /4; and 1 more"},
 		{name: "garbage", more: "mount x y - \nmount 1 2 3\nhold loopy sdb"},
@@ -65,6 +74,69 @@ func TestRefusesAPartition(t *testing.T) {
 	_, err := machine(t, "laptop").lookUp(t.Context(), "259:3", Options{ReadOnly: true})
 	if err == nil || err.Error() != "is a partition: an image of a whole disk goes to /dev/nvme0n1" {
 		t.Error(err)
+	}
+}
+
+// TestWhatIsUsedIsNotOpened: what the list says of users is what Open goes by.
+func TestWhatIsUsedIsNotOpened(t *testing.T) {
+	for _, name := range machines {
+		sys := machine(t, name)
+		devices, err := sys.List(t.Context(), ListOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, d := range devices {
+			found, err := sys.lookUp(t.Context(), d.Number, Options{Expect: &d})
+			if (err != nil) != (len(d.Users) > 0 || d.twin != "") {
+				t.Errorf("%s %s: %v, its users are %v", name, d.Name, err, d.Users)
+			}
+			if err == nil && (d.Fit == FitNever) != (d.ReadOnly || d.Size == 0) {
+				t.Errorf("%s %s: %s, and would be opened: %+v", name, d.Name, d.Fit, found)
+			}
+			if _, err := sys.lookUp(t.Context(), d.Number, Options{ReadOnly: true}); err != nil {
+				t.Errorf("%s %s: cannot be looked at: %v", name, d.Name, err)
+			}
+		}
+	}
+}
+
+// TestStillTheSame asks an open file, after something else came to its place.
+func TestStillTheSame(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "disk")
+	if err := os.WriteFile(path, make([]byte, 1<<20), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	out, err := exec.Command("losetup", "--find", "--show", path).Output()
+	if err != nil {
+		t.Skipf("no loop device: %v", err)
+	}
+	dev := strings.TrimSpace(string(out))
+	t.Cleanup(func() { _ = exec.Command("losetup", "--detach", dev).Run() })
+	f, err := os.Open(dev)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	d, err := System{}.lookUp(t.Context(), System{}.numberOf(dev), Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		name   string
+		change func(*Device)
+		want   string
+	}{
+		{"the same", func(d *Device) {}, "<nil>"},
+		{"another diskseq", func(d *Device) { d.DiskSeq-- }, "its diskseq is"},
+		{"another size", func(d *Device) { d.Size = 512 }, "its size is 1048576, and was 512"},
+		{"the same, on an old kernel", func(d *Device) { d.DiskSeq = 0 }, "<nil>"},
+		{"another serial, on an old kernel", func(d *Device) { d.DiskSeq = 0; d.Serial = "x" }, "its serial is"},
+	} {
+		was := *d
+		c.change(&was)
+		if err := fmt.Sprint(was.still(int(f.Fd()), 1<<20)); !strings.Contains(err, c.want) {
+			t.Errorf("%s: %s", c.name, err)
+		}
 	}
 }
 

@@ -55,7 +55,7 @@ var keys = []*key{
 	{name: "firmware", ops: textOps, text: one(func(d *Device) string { return d.Firmware })},
 	{name: "wwn", ops: textOps, text: one(func(d *Device) string { return bareWWN(d.WWN) })},
 	{name: "transport", ops: textOps, text: one(func(d *Device) string { return d.Transport })},
-	{name: "byPath", ops: textOps, text: one(func(d *Device) string { return d.ByPath })},
+	{name: "byPath", ops: textOps, text: (*Device).byPaths},
 	{name: "link", ops: textOps, text: func(d *Device) []string { return append([]string{d.Path}, d.Links...) }},
 	{name: "rotational", ops: flagOps, flag: func(d *Device) bool { return d.Rotational }},
 	{name: "removable", ops: flagOps, flag: func(d *Device) bool { return d.Removable }},
