@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -156,17 +157,41 @@ func bootDisk(t testing.TB, size int64, identity, text string, end []byte) ([]by
 // witness is the disk after the last: when it is started, all were tried.
 const witness = "WITNESS: all disks were tried"
 
-// ovmf shows disks to UEFI firmware, in this order if ordered, else in its own,
-// and returns what was said while each of them was tried, and the disks as they
-// are then. Firmware may repair what it finds.
-func ovmf(t *testing.T, host qemu.Host, vars string, ordered bool, disks ...[]byte) (said []string, after [][]byte) {
+// ovmf shows disks to UEFI firmware, in this order and the witness last, and
+// returns what was said while each of them was tried, and the disks as they are
+// then. Firmware may repair what it finds.
+func ovmf(t *testing.T, host qemu.Host, disks ...[]byte) (said []string, after [][]byte) {
 	t.Helper()
 	last, _ := bootDisk(t, 6*mib, "witness", witness, turnOff)
+	console, after := runOVMF(t, host, newVars(t, host), true, append(slices.Clip(disks), last)...)
+	if !strings.Contains(console, witness) {
+		t.Fatalf("the firmware did not come to the last disk:\n%s", console)
+	}
+	said = make([]string, len(after))
+	var at int
+	for line := range strings.Lines(console) {
+		line = strings.TrimSpace(line)
+		if m := regexp.MustCompile(`BdsDxe: .*PciRoot\(0x0\)/Pci\(0x([0-9A-F]+),0x0\)`).FindStringSubmatch(line); m != nil {
+			if _, err := fmt.Sscanf(m[1], "%X", &at); err != nil || at > len(said) {
+				t.Fatalf("which disk is it? %s", line)
+			}
+		}
+		if at > 0 && line != "" {
+			said[at-1] += line + "\n"
+		}
+	}
+	return said[:len(disks)], after[:len(disks)]
+}
+
+// runOVMF runs a machine with disks in its slots. Firmware tries them in that
+// order if ordered, else in its own, and remembers it in vars.
+func runOVMF(t *testing.T, host qemu.Host, vars string, ordered bool, disks ...[]byte) (console string, after [][]byte) {
+	t.Helper()
 	dir := t.TempDir()
 	args := []string{"-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-machine", "q35", "-accel", "tcg", "-m", "256",
 		"-serial", "stdio", "-drive", "if=pflash,unit=0,format=raw,readonly=on,file=" + host.Code, "-drive", "if=pflash,unit=1,format=raw,file=" + vars}
 	var files []string
-	for i, d := range append(disks, last) {
+	for i, d := range disks {
 		file := filepath.Join(dir, fmt.Sprint(i))
 		if err := os.WriteFile(file, d, 0o600); err != nil {
 			t.Fatal(err)
@@ -178,31 +203,15 @@ func ovmf(t *testing.T, host qemu.Host, vars string, ordered bool, disks ...[]by
 		}
 		args = append(args, "-drive", fmt.Sprintf("if=none,id=d%d,format=raw,cache=unsafe,file=%s", i, file), "-device", device)
 	}
-	console := runEmulator(t, host, witness, args)
-	if !strings.Contains(console, witness) {
-		t.Fatalf("the firmware did not come to the last disk:\n%s", console)
-	}
-	said = make([]string, len(files))
-	var at int
-	for line := range strings.Lines(console) {
-		line = strings.TrimSpace(line)
-		if m := regexp.MustCompile(`BdsDxe: .*PciRoot\(0x0\)/Pci\(0x([0-9A-F]+),0x0\)`).FindStringSubmatch(line); m != nil {
-			if _, err := fmt.Sscanf(m[1], "%X", &at); err != nil || at > len(files) {
-				t.Fatalf("which disk is it? %s", line)
-			}
-		}
-		if at > 0 && line != "" {
-			said[at-1] += line + "\n"
-		}
-	}
-	for _, file := range files[:len(disks)] {
+	console = runEmulator(t, host, witness, args)
+	for _, file := range files {
 		b, err := os.ReadFile(file)
 		if err != nil {
 			t.Fatal(err)
 		}
 		after = append(after, b)
 	}
-	return said[:len(disks)], after
+	return console, after
 }
 
 // newVars is a copy of the firmware's variables as they come, for one machine.
