@@ -30,7 +30,25 @@ func (w *write) writePlan(out io.Writer) error {
 		ui.Bytes(p.Fetch), ui.Bytes(p.Wire), ui.Bytes(p.Zero), ui.Bytes(p.Overlay), ui.Bytes(p.Skip)); err != nil {
 		return err
 	}
+	writeTwins(out, w.result.Twins)
 	return w.writeRest(out)
+}
+
+// writeEstimate says how long it may take, and from what that is guessed.
+func writeEstimate(out io.Writer, e *deliver.Estimate) {
+	if e == nil {
+		return
+	}
+	seconds := func(s float64) string { return ui.Duration(time.Duration(s * float64(time.Second))) }
+	fmt.Fprintf(out, "  about %s", seconds(e.Seconds))
+	if e.Fetch.Bytes > 0 {
+		fmt.Fprintf(out, ", if the rest is fetched as fast as %s just now, in %s, and", ui.Bytes(e.Fetch.Bytes), seconds(e.Fetch.Seconds))
+	}
+	if e.Read.Bytes == 0 {
+		fmt.Fprintln(out)
+		return
+	}
+	fmt.Fprintf(out, " if the disk writes as fast as %s were read from it, in %s\n", ui.Bytes(e.Read.Bytes), seconds(e.Read.Seconds))
 }
 
 func writeTable(out io.Writer, title string, t deliver.TableSummary) {

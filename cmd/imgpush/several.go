@@ -55,6 +55,16 @@ func sameFile(a, b string) bool {
 	return err == nil && err2 == nil && os.SameFile(x, y)
 }
 
+// word is what a target is called: its serial number where it has one of its
+// own, else its path.
+func (ws writes) word(i int) string {
+	info := ws[i].disk.Info()
+	if info.Serial == "" || slices.ContainsFunc(ws, func(w *write) bool { return w != ws[i] && w.disk.Info().Serial == info.Serial }) {
+		return info.Path
+	}
+	return info.Serial
+}
+
 func (ws writes) close() (err error) {
 	for _, w := range ws {
 		if w.disk != nil {
@@ -67,6 +77,7 @@ func (ws writes) close() (err error) {
 // plan looks at the targets and decides what to do with each. If one will not
 // do, nothing is done with any.
 func (ws writes) plan(config firstboot.Config) (plans []*deliver.Plan, err error) {
+	var fetch deliver.Rate
 	for _, w := range ws {
 		p, err := w.plan(config)
 		if err != nil {
@@ -79,6 +90,15 @@ func (ws writes) plan(config firstboot.Config) (plans []*deliver.Plan, err error
 		for s := range p.Steps() {
 			w.result.Steps = append(w.result.Steps, s)
 		}
+		if p.Empty() {
+			continue
+		}
+		if fetch.Bytes == 0 { // the source is the same for all targets
+			if fetch, err = deliver.TryFetch(w.c.Context, p, w.artifact, w.options); err != nil {
+				return nil, w.exitError(err)
+			}
+		}
+		w.result.Estimate = p.Estimate(fetch)
 	}
 	return plans, nil
 }
@@ -97,6 +117,9 @@ func (ws writes) apply(ctx context.Context, talk *ui.Talk, plans []*deliver.Plan
 	}
 	var outs []deliver.Outcome
 	if run := func() { outs = deliver.ApplyAll(ctx, jobs, ws[0].artifact, options) }; idle {
+		if err := options.BeforeCommit(ctx); err != nil {
+			return ui.Fail(ui.ExitWrite, err, "")
+		}
 		run()
 	} else {
 		step := talk.Step("write").Counts("fetched")
@@ -193,6 +216,7 @@ func (ws writes) write(out io.Writer) error {
 			if err := w.writePlan(out); err != nil {
 				return err
 			}
+			writeEstimate(out, r.Estimate)
 		default:
 			if err := w.writeReport(out); err != nil {
 				return err

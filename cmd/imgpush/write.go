@@ -15,6 +15,7 @@ import (
 	"github.com/imgpipe/imgpipe/pkg/deliver"
 	"github.com/imgpipe/imgpipe/pkg/deliver/blockdev"
 	"github.com/imgpipe/imgpipe/pkg/deliver/firstboot"
+	"github.com/imgpipe/imgpipe/pkg/deliver/signature"
 	"github.com/imgpipe/imgpipe/pkg/diskimage"
 	"github.com/imgpipe/imgpipe/pkg/oci"
 	"github.com/imgpipe/imgpipe/pkg/oci/remote"
@@ -72,9 +73,11 @@ type writeResult struct {
 	Target     blockdev.Info     `json:"target"`
 	Config     *diskimage.Digest `json:"config,omitempty"` // of the machine's config, which is not shown
 	DryRun     bool              `json:"dryRun,omitempty"`
+	Twins      []twin            `json:"twins,omitempty"`  // other disks of the machine that are copies
 	OnDisk     []onDisk          `json:"onDisk,omitempty"` // that made the target, or a part of it, what it was
 	Plan       deliver.Summary   `json:"plan"`
-	Steps      []deliver.Step    `json:"steps,omitempty"`  // with --dry-run
+	Steps      []deliver.Step    `json:"steps,omitempty"` // with --dry-run
+	Estimate   *deliver.Estimate `json:"estimate,omitempty"`
 	Report     *deliver.Report   `json:"report,omitempty"` // without
 	Seconds    float64           `json:"seconds"`
 	Error      string            `json:"error,omitempty"`
@@ -89,6 +92,7 @@ type write struct {
 	disk     *blockdev.Disk
 	options  deliver.Options
 	beyond   beyond
+	ids      []signature.Identity // of the image, on this target
 	result   writeResult
 }
 
@@ -145,14 +149,20 @@ func runWrite(c *cli.Context) (err error) {
 // run plans and applies.
 func (w *write) run(ws writes, config firstboot.Config) error {
 	plans, err := ws.plan(config)
+	if err != nil {
+		return err
+	}
+	retired, err := ws.twins(w.c.Context)
+	defer func() { _ = retired.close() }() // nothing is pending: what is cleared is flushed
 	if err != nil || w.result.DryRun {
 		return err
 	}
 	for i, w := range ws {
-		if err := w.confirm(plans[i]); err != nil {
+		if err := w.confirm(plans[i], ws.word(i)); err != nil {
 			return err
 		}
 	}
+	ws[0].options.BeforeCommit = retired.clear
 	return ws.apply(w.c.Context, w.talk, plans)
 }
 
@@ -166,6 +176,7 @@ func (w *write) plan(config firstboot.Config) (*deliver.Plan, error) {
 	if err := w.beyond.prepare(w.disk, want); err != nil {
 		return nil, err
 	}
+	w.ids = identities(w.artifact, want)
 	step := w.talk.Step("look").Counts("read")
 	stop := follow(ctx, func() { step.Set(w.options.Progress.Looked.Load(), 0) })
 	have, err := deliver.Look(ctx, want, w.disk, w.options)
@@ -206,18 +217,15 @@ func follow(ctx context.Context, show func()) (stop func()) {
 	return func() { cancel(); <-done; show() }
 }
 
-// confirm asks the person at the terminal to name the disk that is to be erased.
-func (w *write) confirm(plan *deliver.Plan) error {
+// confirm asks the person at the terminal to name the disk that is to be erased,
+// by a word that means no other.
+func (w *write) confirm(plan *deliver.Plan, word string) error {
 	if w.c.Bool("yes") || plan.Empty() {
 		return nil
 	}
 	info := w.disk.Info()
 	if !w.talk.CanAsk() {
 		return ui.Fail(ui.ExitUsage, fmt.Errorf("%s would be erased, and nobody can be asked; it is untouched", info.Path), "add --yes")
-	}
-	word := info.Serial
-	if word == "" {
-		word = info.Path
 	}
 	_ = w.writePlan(w.c.App.ErrWriter)
 	fmt.Fprintf(w.c.App.ErrWriter, "Everything on %s will be lost. Type %s to go on: ", info.Path, word)

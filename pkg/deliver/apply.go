@@ -106,12 +106,8 @@ func (a *applier) clear(ctx context.Context) error {
 	a.state = StateUnsure
 	from := 0
 	for i, to := range a.plan.synced {
-		for _, e := range a.plan.clear[from:to] {
-			for off := e.Off; off < e.End(); off += int64(len(zeroBlock)) {
-				if err := a.put(zeroBlock[:min(int64(len(zeroBlock)), e.End()-off)], off); err != nil {
-					return err
-				}
-			}
+		if err := a.clearAll(a.plan.clear[from:to]); err != nil {
+			return err
 		}
 		from = to
 		if err := a.flush(); err != nil {
@@ -125,6 +121,17 @@ func (a *applier) clear(ctx context.Context) error {
 		}
 		if i == min(1, len(a.plan.synced)-1) {
 			if err := a.wipe(ctx); err != nil {
+				return err
+			}
+		}
+	}
+	return a.clearAll(a.plan.clear[from:])
+}
+
+func (a *applier) clearAll(extents []diskimage.Extent) error {
+	for _, e := range extents {
+		for off := e.Off; off < e.End(); off += int64(len(zeroBlock)) {
+			if err := a.put(zeroBlock[:min(int64(len(zeroBlock)), e.End()-off)], off); err != nil {
 				return err
 			}
 		}

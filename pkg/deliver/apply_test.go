@@ -240,7 +240,7 @@ func TestBadSourceNeverReachesTheDisk(t *testing.T) {
 	want := clean.expected(t, before)
 	for name, fault := range faults {
 		for _, forGood := range []bool{false, true} {
-			for n := 0; ; n++ {
+			for n := 0; ; n += stride(2) {
 				s := newScene(t, 512, 8*mib)
 				disk := delivertest.NewDisk(before, 512)
 				plan := s.plan(t, disk)
@@ -289,8 +289,8 @@ func TestBadSourceNeverReachesTheDisk(t *testing.T) {
 
 func TestInterruptedDiskDoesNotBoot(t *testing.T) {
 	before := bootable(t, 8*mib, 512)
+	s := newScene(t, 512, 8*mib)
 	for n := 0; ; n++ {
-		s := newScene(t, 512, 8*mib)
 		disk := delivertest.NewDisk(before, 512)
 		plan := s.plan(t, disk)
 		start := disk.Ops()

@@ -102,8 +102,8 @@ func TestNoSignatureIsLeft(t *testing.T) {
 		for _, thing := range delivertest.Plants() {
 			t.Run(fmt.Sprintf("%d/%s", sector, thing), func(t *testing.T) {
 				t.Parallel()
-				s := newScene(t, sector, 20*mib)
-				s.overlays = []diskimage.Overlay{{Off: 15 * mib, Data: diskimage.Bytes(bytes.Repeat([]byte("config  "), 8<<10)), Note: "config"}}
+				s := newScene(t, sector, 10*mib)
+				s.overlays = []diskimage.Overlay{{Off: 7 * mib, Data: diskimage.Bytes(bytes.Repeat([]byte("config  "), 8<<10)), Note: "config"}}
 				before := usedDisk(t, s.size, sector, thing)
 				disk := delivertest.NewDisk(before, sector)
 				plan := s.cleanPlan(t, disk, deliver.RestKeep)
@@ -129,7 +129,7 @@ func TestNoSignatureIsLeft(t *testing.T) {
 
 // TestOnlyASignatureIsLeft finds one beyond an image that is there already.
 func TestOnlyASignatureIsLeft(t *testing.T) {
-	s := newScene(t, 512, 20*mib)
+	s := newScene(t, 512, 10*mib)
 	before := s.expected(t, dirty(s.size))
 	root := s.want(t).Table().Partitions[1].Extent
 	if err := delivertest.Plant(memory(before), "md1.0", root); err != nil {
@@ -162,8 +162,12 @@ func TestPowerCutWhileErasing(t *testing.T) {
 			}
 			equalDisks(t, "disk", disk.Content(), want)
 			n, body := 0, false
-			_, err := disk.Survives(s.invariant(before, want, true), delivertest.Cuts{Visit: func(what string, state func() []byte) {
-				if n++; body && n%400 != 50 { // nothing is erased any more
+			cuts := delivertest.Cuts{Subsets: 5, Samples: 6}
+			if soak {
+				cuts = s.thorough(0)
+			}
+			cuts.Visit = func(what string, state func() []byte) {
+				if n++; body && n%150 != 50 { // nothing is erased any more
 					return
 				}
 				left := state()
@@ -174,7 +178,7 @@ func TestPowerCutWhileErasing(t *testing.T) {
 						t.Fatalf("%s: it is still there, and not found any more: %v", what, sig)
 					}
 				}
-				if n%400 != 50 {
+				if n%150 != 50 {
 					return
 				}
 				again := delivertest.NewDisk(left, 512)
@@ -189,7 +193,8 @@ func TestPowerCutWhileErasing(t *testing.T) {
 				if thing == "md1.0" { // every erased sector is one magic: nothing is erased in part
 					equalDisks(t, what, again.Content(), want)
 				}
-			}})
+			}
+			_, err := disk.Survives(s.invariant(before, want, true), cuts)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -282,8 +287,8 @@ func (d *wiper) SecureErase(context.Context) error {
 func TestWipes(t *testing.T) {
 	for _, rest := range []deliver.Rest{deliver.RestDiscard, deliver.RestZero, deliver.RestSecure} {
 		for _, written := range []bool{false, true} {
-			s := newScene(t, 512, 20*mib)
-			s.overlays = []diskimage.Overlay{{Off: 15 * mib, Data: diskimage.Bytes(bytes.Repeat([]byte("config  "), 8<<10)), Note: "config"}}
+			s := newScene(t, 512, 10*mib)
+			s.overlays = []diskimage.Overlay{{Off: 7 * mib, Data: diskimage.Bytes(bytes.Repeat([]byte("config  "), 8<<10)), Note: "config"}}
 			before := usedDisk(t, s.size, 512, "md1.0")
 			if written {
 				before = s.expected(t, before)

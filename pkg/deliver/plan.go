@@ -120,7 +120,9 @@ func (p *Plan) planClear() {
 			p.clear = append(p.clear, e)
 		}
 	}
-	sync()
+	if len(p.synced) == 1 { // else the headers are gone already
+		sync()
+	}
 }
 
 // cleared reports whether the clear phase touches e.

@@ -29,7 +29,7 @@ func (s *scene) thorough(seed uint64) delivertest.Cuts {
 	switch {
 	case soak:
 		return delivertest.Cuts{Seed: seed, Subsets: 12, Samples: 200}
-	case s.sector == 4096 && s.size == 4*mib:
+	case seed == 3 && s.sector == 4096 && s.size == 4*mib: // a first run
 		return delivertest.Cuts{Seed: seed, Subsets: 12}
 	}
 	return delivertest.Cuts{Seed: seed}
@@ -204,7 +204,11 @@ func TestEIO(t *testing.T) {
 	failed := map[delivertest.Kind]int{}
 	for _, torn := range []bool{false, true} {
 		for _, forGood := range []bool{false, true} {
-			for n := 0; ; n++ {
+			each := 1
+			if torn != forGood { // nearly what one of the others is
+				each = stride(5)
+			}
+			for n := 0; ; n += each {
 				s := clean
 				disk := delivertest.NewDisk(before, 512)
 				disk.Torn = torn

@@ -15,7 +15,7 @@ import (
 // of sectors, with random overlays, to random targets, some of which hold a
 // part of it, and compares all bytes.
 func TestAnyImageAnyOverlays(t *testing.T) {
-	for seed := range uint64(40) {
+	for seed := uint64(0); seed < 40; seed += uint64(stride(3)) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			rng := rand.New(rand.NewPCG(seed, 7))
 			sector := []int64{512, 4096}[rng.IntN(2)]

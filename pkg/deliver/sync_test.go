@@ -3,11 +3,13 @@ package deliver_test
 import (
 	"bytes"
 	"fmt"
+	"slices"
 	"sync"
 	"testing"
 
 	"github.com/imgpipe/imgpipe/pkg/deliver"
 	"github.com/imgpipe/imgpipe/pkg/deliver/delivertest"
+	"github.com/imgpipe/imgpipe/pkg/deliver/signature"
 )
 
 // deaf is a disk that takes one flush for done and does nothing: what Apply
@@ -139,5 +141,66 @@ func TestClearingAgainSyncs(t *testing.T) {
 		if d.n != 6 || (err != nil) != (to == 5) {
 			t.Errorf("leaving out flush %d of %d: %v", to, d.n, err)
 		}
+	}
+}
+
+// TestEverySyncOfErasingIsNeeded does the same where signatures of a former use
+// are erased beyond the image, which has one sync more: while a table is
+// valid nothing of its partitions is erased, and where they lay stays known until
+// they are.
+func TestEverySyncOfErasingIsNeeded(t *testing.T) {
+	s := newScene(t, 512, 7*mib)
+	before := usedDisk(t, s.size, 512, "md1.0")
+	places := slices.DeleteFunc(s.probe(t, bytes.NewReader(before)), func(sig signature.Signature) bool { return sig.Name == "gpt" || sig.Off < 4*mib })
+	if len(places) == 0 {
+		t.Fatal("nothing is to be erased")
+	}
+	want := s.cleaned(t, before)
+	run := func(to int) (int, error) {
+		d := &deaf{Disk: delivertest.NewDisk(before, s.sector), to: to}
+		if _, err := deliver.Apply(ctx, s.cleanPlan(t, d.Disk, deliver.RestKeep), s.source, d, deliver.Options{Workers: 1}); err != nil {
+			return d.n, err
+		}
+		var lost error
+		body := false
+		_, err := d.Survives(s.invariant(before, want, false), delivertest.Cuts{Seed: 3, Subsets: 3, Samples: 10, Visit: func(what string, state func() []byte) {
+			if body || lost != nil || to > 3 { // the body is no concern of it
+				return
+			}
+			left := state()
+			body = !bytes.Equal(left[mib:4*mib], before[mib:4*mib])
+			found := s.probe(t, bytes.NewReader(left))
+			for _, sig := range places {
+				if !slices.ContainsFunc(found, func(f signature.Signature) bool { return f.Extent == sig.Extent }) && bytes.Equal(left[sig.Off:sig.End()], before[sig.Off:sig.End()]) {
+					lost = fmt.Errorf("%s: it is still there, and not found any more: %v", what, sig)
+				}
+			}
+		}})
+		if early := d.ReadTooEarly(); len(early) > 0 && err == nil {
+			err = fmt.Errorf("reads back what is not flushed: %v", early[0])
+		}
+		if now := d.Now(1); err == nil {
+			now.Visit = func(what string, state func() []byte) {
+				if !bytes.Equal(state(), want) {
+					lost = fmt.Errorf("says complete; power cut, %s: it is not", what)
+				}
+			}
+			_, err = d.Survives(s.invariant(before, want, false), now)
+		}
+		if err == nil {
+			err = lost
+		}
+		return d.n, err
+	}
+	flushes, err := run(-1)
+	if err != nil || flushes != 6 {
+		t.Fatalf("with every flush, of which docs/deliver.md has 6: %d, %v", flushes, err)
+	}
+	for k := range flushes {
+		_, err := run(k)
+		if err == nil {
+			t.Errorf("without flush %d of %d no promise is broken: what is it for?", k+1, flushes)
+		}
+		t.Logf("without flush %d of %d: %v", k+1, flushes, err)
 	}
 }

@@ -305,7 +305,7 @@ func (c *copier) push(ctx context.Context, d v1.Descriptor) (sent int64, err err
 			c.advance(d, off)
 			last = body
 			r := &copyReader{copier: c, desc: d, digest: digest, body: body, at: off}
-			if off == 0 {
+			if _, layout := c.dst.(*Dir); off == 0 && !layout { // a layout hashes by itself
 				r.hash = newHash()
 			}
 			return r, nil

@@ -10,7 +10,7 @@
 // Besides testscript's own, the scripts have these commands and conditions:
 //
 //	mkimage REF [sector=512] [name=tiny] [root=16] [config=2] [random=4] [motd=TEXT] [untested=true]
-//	        [release=1.0] [packages=NAME=VERSION,…] [extra=PATH,…]
+//	        [release=1.0] [packages=NAME=VERSION,…] [extra=PATH,…] [code=N]
 //	                               pack a small complete image; sizes in MiB; extra are files of the root
 //	exits CODE PROGRAM [ARG…]      run a program that ends with this exit code
 //	filled FILE SIZE [BYTE]        make a file of SIZE bytes, each BYTE, or a hole
@@ -39,6 +39,7 @@
 //	loop VAR FILE SIZE [SECTOR]    set VAR to a loop device over FILE, made for it
 //	serve VAR DIR [read-only]      VAR is a registry over DIR, until the script ends
 //	[root]                         the test may use loop devices
+//	[boots]                        the test may boot machines: IMGPIPE_BOOTS is set
 package cmdtest
 
 import (
@@ -68,6 +69,9 @@ func Run(t *testing.T, dir string) {
 			return nil
 		},
 		Condition: func(cond string) (bool, error) {
+			if cond == "boots" {
+				return os.Getenv("IMGPIPE_BOOTS") != "", nil
+			}
 			return cond == "root" && os.Getuid() == 0 && exec.Command("losetup", "--find").Run() == nil, nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){

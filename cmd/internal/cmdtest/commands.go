@@ -63,6 +63,8 @@ func mkimage(ts *testscript.TestScript, neg bool, args []string) {
 			im.Packages = strings.Split(value, ",")
 		case "extra": // PATH,…
 			im.Extra = strings.Split(value, ",")
+		case "code":
+			im.Code = number(ts, value)
 		case "untested":
 			im.Untested = value == "true"
 		default:

@@ -30,6 +30,7 @@ type Image struct {
 	Release  string   // "" is 1.0
 	Packages []string // as NAME=VERSION; none is a pair of them
 	Extra    []string // paths of more files in the root; each holds its path
+	Code     int64    // 1 to 127: LBA 0 and the ESP have boot code that ends QEMU with the exit code 2*Code+1; 0: none
 }
 
 const mib = 1 << 20
@@ -86,11 +87,15 @@ func (im Image) disk() (*diskimage.Table, diskimage.Disk, error) {
 		return fat.New(t, fat.Options{Size: size, SectorSize: im.Sector, Label: label, VolumeID: uint32(len(label)), Epoch: epoch})
 	}
 
-	program, err := treeOf(file{"/EFI/BOOT/BOOTX64.EFI", random("program", mib)})
+	loader := random("program", mib)
+	if im.Code != 0 {
+		loader = program(exitCode(byte(im.Code), 64))
+	}
+	programs, err := treeOf(file{"/EFI/BOOT/BOOTX64.EFI", loader})
 	if err != nil {
 		return nil, nil, err
 	}
-	esp, err := volume(program, 4*mib, "ESP")
+	esp, err := volume(programs, 4*mib, "ESP")
 	if err != nil {
 		return nil, nil, fmt.Errorf("esp: %w", err)
 	}
@@ -128,6 +133,9 @@ func (im Image) disk() (*diskimage.Table, diskimage.Disk, error) {
 	primary, backup, err := gpt.Encode(table)
 	if err != nil {
 		return nil, nil, err
+	}
+	if im.Code != 0 {
+		copy(primary, exitCode(byte(im.Code), 16))
 	}
 	parts = append(parts, diskimage.Part{Disk: diskimage.Bytes(primary)},
 		diskimage.Part{Off: table.DiskSize - int64(len(backup)), Disk: diskimage.Bytes(backup)})

@@ -132,7 +132,8 @@ func (e *ChoiceError) Error() string {
 func (e *ChoiceError) Details() any { return e.Verdicts }
 
 // Choose finds the one disk that a query means. Anything but exactly one is a
-// *ChoiceError.
+// *ChoiceError. It knows the disks that the kernel has found: in an environment
+// that has just started, wait until no more come.
 func Choose(q Query, devices []Device) (*Device, error) {
 	e := &ChoiceError{Query: q, Verdicts: q.Judge(devices)}
 	var found *Device

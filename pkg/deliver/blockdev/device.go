@@ -34,6 +34,7 @@ type Device struct {
 	Rotational         bool        `json:"rotational"`
 	Removable          bool        `json:"removable"`
 	ReadOnly           bool        `json:"readOnly"`
+	Zoned              string      `json:"zoned,omitempty"`  // host-managed, host-aware
 	ByPath             string      `json:"byPath,omitempty"` // where it is plugged in: pci-0000:00:17.0-ata-1
 	Links              []string    `json:"links,omitempty"`  // names that udev gave it
 	BackingFile        string      `json:"backingFile,omitempty"`
@@ -138,6 +139,9 @@ func (s System) device(n *node) Device {
 		Rotational: n.attr("queue/rotational") == "1", Removable: n.attr("removable") == "1", ReadOnly: n.attr("ro") == "1",
 	}
 	d.PhysicalSectorSize = max(n.number("queue/physical_block_size"), d.SectorSize)
+	if zoned := n.attr("queue/zoned"); zoned != "none" {
+		d.Zoned = zoned
+	}
 	d.identify(n)
 	d.ByPath = n.byPath(d.Transport)
 	for _, p := range n.parts {

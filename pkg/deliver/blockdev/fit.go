@@ -15,6 +15,9 @@ func judge(devices []Device, bootedFrom string, links map[string][]string) {
 		if d.Kind != KindDisk {
 			d.against(FitPath, "is "+d.Kind.article())
 		}
+		if d.Zoned == "host-managed" {
+			d.against(FitPath, "has zones that are to be written in order")
+		}
 		if d.Transport == "usb" && strings.Contains(strings.ToLower(d.Vendor+" "+d.Model), "virtual") {
 			d.against(FitPath, "is virtual media: what a BMC or a console shows as a USB disk")
 		}

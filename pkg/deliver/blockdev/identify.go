@@ -13,7 +13,7 @@ import (
 
 // lookUp finds what is behind a number, and refuses what must not be written:
 // a partition, another device than was expected, and, for writing, what
-// somebody uses.
+// somebody uses, and what cannot be written.
 func (s System) lookUp(ctx context.Context, number string, o Options) (*Device, error) {
 	n, err := s.node(number)
 	if err != nil {
@@ -46,6 +46,12 @@ func (s System) lookUp(ctx context.Context, number string, o Options) (*Device, 
 		if found.twin != "" {
 			return nil, errors.New(found.twin)
 		}
+	}
+	switch {
+	case d.Size == 0:
+		return nil, errors.New("has no medium, or no size")
+	case d.ReadOnly:
+		return nil, errors.New("is read-only")
 	}
 	return &d, nil
 }
