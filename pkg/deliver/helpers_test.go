@@ -151,9 +151,14 @@ func bootable(t testing.TB, size, sector int64) []byte {
 	b := dirty(size)
 	copy(b, primary)
 	copy(b[len(b)-len(backup):], backup)
+	stick(b)
+	return b
+}
+
+// stick adds what makes UEFI firmware start a disk as a CD.
+func stick(b []byte) {
 	copy(b[16*2048:], "\x01CD001\x01")
 	copy(b[17*2048:], "\x00CD001\x01EL TORITO SPECIFICATION")
-	return b
 }
 
 // firstDifference finds where two disks differ, for a message.
