@@ -203,6 +203,21 @@ func TestPowerCutWhileErasing(t *testing.T) {
 	}
 }
 
+// TestPowerCutWhileErasingAStick has an installer's stick, which firmware starts
+// whatever LBA 0 holds: that ends before anything beyond the image is erased.
+func TestPowerCutWhileErasingAStick(t *testing.T) {
+	s := newScene(t, 512, 7*mib)
+	before := usedDisk(t, s.size, 512, "md1.0")
+	stick(before)
+	disk := delivertest.NewDisk(before, 512)
+	if _, err := deliver.Apply(ctx, s.cleanPlan(t, disk, deliver.RestKeep), s.source, disk, deliver.Options{Workers: 2, Window: mib}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := disk.Survives(s.invariant(before, disk.Content(), true), delivertest.Cuts{}); err != nil {
+		t.Error(err)
+	}
+}
+
 // TestNothingOfTheImageIsErased names everything, and the image and the
 // overlays stay what they are.
 func TestNothingOfTheImageIsErased(t *testing.T) {

@@ -135,7 +135,8 @@ func (s *scene) plan(t testing.TB, disk *delivertest.Disk) *deliver.Plan {
 // dirty is a disk of 0xA5.
 func dirty(size int64) []byte { return bytes.Repeat([]byte{0xA5}, int(size)) }
 
-// bootable is dirty with an old, larger system on it: both GPTs, and data.
+// bootable is dirty with an old, larger system on it: both GPTs, the way of CDs
+// to it that installers' sticks have, and data.
 func bootable(t testing.TB, size, sector int64) []byte {
 	t.Helper()
 	table := &diskimage.Table{
@@ -150,7 +151,14 @@ func bootable(t testing.TB, size, sector int64) []byte {
 	b := dirty(size)
 	copy(b, primary)
 	copy(b[len(b)-len(backup):], backup)
+	stick(b)
 	return b
+}
+
+// stick adds what makes UEFI firmware start a disk as a CD.
+func stick(b []byte) {
+	copy(b[16*2048:], "\x01CD001\x01")
+	copy(b[17*2048:], "\x00CD001\x01EL TORITO SPECIFICATION")
 }
 
 // firstDifference finds where two disks differ, for a message.

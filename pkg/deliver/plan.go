@@ -85,6 +85,10 @@ func NewPlan(want *Want, have *Have) (*Plan, error) {
 	return p, nil
 }
 
+// cdDescriptors is where an ISO 9660 has its volume descriptors, the boot record
+// of El Torito among them: UEFI firmware starts such a disk whatever LBA 0 holds.
+var cdDescriptors = diskimage.Extent{Off: 32 << 10, Len: 32 << 10}
+
 // planClear lists what is zeroed first: the switch, then whatever else firmware
 // or a kernel could take for a way in. What lies beyond the image goes in
 // between: behind the GPT's headers, since some firmware starts a disk by those
@@ -105,6 +109,9 @@ func (p *Plan) planClear() {
 			p.clear = append(p.clear, diskimage.Extent{Off: sector, Len: min(sector, w.head-sector)})
 		}
 		p.clear = append(p.clear, p.have.stale...)
+		if cd := cdDescriptors.Intersect(diskimage.Extent{Len: w.head}); cd.Len > 0 {
+			p.clear = append(p.clear, cd)
+		}
 		sync()
 		p.clear = append(p.clear, p.have.erase...)
 		sync()

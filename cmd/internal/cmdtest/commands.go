@@ -262,7 +262,7 @@ func loop(ts *testscript.TestScript, neg bool, args []string) {
 	if len(args) == 4 {
 		sector = args[3]
 	}
-	out, err := exec.Command("losetup", "--find", "--show", "--partscan", "--sector-size", sector, ts.MkAbs(args[1])).Output()
+	out, err := exec.Command("losetup", "--find", "--show", "--partscan", "--direct-io=on", "--sector-size", sector, ts.MkAbs(args[1])).Output()
 	ts.Check(err)
 	dev := strings.TrimSpace(string(out))
 	ts.Defer(func() { _ = exec.Command("losetup", "--detach", dev).Run() })

@@ -152,8 +152,7 @@ func (m *model) add(op Op) {
 			i = len(m.slots)
 			m.at[off] = i
 			was := m.durable[off:m.end(off)]
-			const boot = 2*4096 + 16<<10
-			m.slots = append(m.slots, slot{off: off, versions: [][]byte{was}, differs: []counts{m.count(off, was)}, boot: off < boot || off >= int64(len(m.durable))-boot})
+			m.slots = append(m.slots, slot{off: off, versions: [][]byte{was}, differs: []counts{m.count(off, was)}, boot: off < bootRegion || off >= int64(len(m.durable))-bootRegion})
 		}
 		var b []byte
 		if op.Kind == Write {
@@ -256,6 +255,9 @@ func (m *model) look(what string) {
 		if !(old && c[2] == 0 || image && c[3] == 0) {
 			why = "a GPT is valid"
 		}
+	}
+	if b.cd && c[2] != 0 { // it leads to what was before: no image has one
+		why = "a boot catalogue is valid"
 	}
 	if why != "" {
 		m.err = fmt.Errorf("power cut after operation %d, %s: %s, and the disk differs in %d sectors from what was before, in %d from the image (%d and %d but for what is written last)",
