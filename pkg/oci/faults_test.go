@@ -245,3 +245,42 @@ func TestASecondReleaseSendsOnlyWhatIsNew(t *testing.T) {
 		t.Errorf("%d requests to upload what is there", n)
 	}
 }
+
+// TestJoinsAtARegistryAllCount has eight clients put an image each under one tag
+// of a registry that knows no such step.
+func TestJoinsAtARegistryAllCount(t *testing.T) {
+	p := newPlace(t)
+	const n = 8
+	var wg sync.WaitGroup
+	for i := range n {
+		arch := fmt.Sprintf("arch%d", i)
+		packed, err := oci.Pack(t.Context(), diskimage.Bytes(p.disk[:1<<20]), oci.Config{OS: "linux", Architecture: arch, Name: "image",
+			Epoch: time.Unix(1793491200, 0)}, p.layout, oci.PackOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := p.layout.Publish(t.Context(), packed.Descriptor, arch); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i := range n {
+		client := remote.New(remote.Options{Keychain: noKeys{}})
+		t.Cleanup(client.Close)
+		repo, err := client.Repo(p.host, "os/image")
+		if err != nil {
+			t.Fatal(err)
+		}
+		wg.Go(func() {
+			_, err := oci.Copy(t.Context(), p.layout, oci.Ref{Tag: fmt.Sprintf("arch%d", i)}, repo, oci.Ref{Tag: "all"}, oci.CopyOptions{Join: true})
+			if err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	for i := range n {
+		if _, err := oci.Resolve(t.Context(), p.repo(t), oci.Ref{Tag: "all", Platform: fmt.Sprintf("linux/arch%d", i)}); err != nil {
+			t.Error(err)
+		}
+	}
+}
