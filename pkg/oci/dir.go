@@ -20,6 +20,7 @@ import (
 	"github.com/imgpipe/imgpipe/pkg/diskimage"
 	"github.com/imgpipe/imgpipe/pkg/internal/atomicfile"
 	"github.com/imgpipe/imgpipe/pkg/internal/blob"
+	"github.com/imgpipe/imgpipe/pkg/internal/names"
 )
 
 const (
@@ -277,7 +278,7 @@ func (d *Dir) isReferrer(m v1.Descriptor) bool {
 // it or the process fails before, index.json is as it was.
 func (d *Dir) Publish(ctx context.Context, desc v1.Descriptor, tag string) error {
 	if tag != "" {
-		if err := checkTag(tag); err != nil {
+		if err := names.CheckTag(tag); err != nil {
 			return err
 		}
 	}

@@ -15,6 +15,7 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 
 	"github.com/imgpipe/imgpipe/pkg/diskimage"
+	"github.com/imgpipe/imgpipe/pkg/internal/names"
 )
 
 // Listing is index.json at one moment, and how the manifests that it reaches
@@ -115,7 +116,7 @@ func (d *Dir) readListing(f *os.File, last *Listing) (*Listing, fs.FileInfo, err
 	}
 	l := &Listing{dir: d, manifests: x.Manifests, tags: map[string]int{}}
 	for i, m := range x.Manifests {
-		if tag := m.Annotations[annotationRefName]; tagPattern.MatchString(tag) {
+		if tag := m.Annotations[annotationRefName]; names.CheckTag(tag) == nil {
 			l.tags[tag] = i
 		}
 	}

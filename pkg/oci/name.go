@@ -3,18 +3,16 @@ package oci
 import (
 	"fmt"
 	"strings"
-)
 
-// maxName is the longest name of a repository, in bytes, that all clients can
-// use: distribution-spec 1.1, "Pulling manifests".
-const maxName = 255
+	"github.com/imgpipe/imgpipe/pkg/internal/names"
+)
 
 // CheckName says what is wrong with the name of a repository that is a
 // directory among others: the grammar of distribution-spec 1.1, without the
 // names that a layout's own files have, since "a" may have "a/b" below it.
 func CheckName(name string) error {
-	if len(name) > maxName || !namePattern.MatchString(name) {
-		return fmt.Errorf("repository %.300q: want at most %d lower-case letters and digits, with '.', '_', '-' between them and '/' between parts", name, maxName)
+	if err := names.CheckRepository(name); err != nil {
+		return err
 	}
 	for part := range strings.SplitSeq(name, "/") {
 		switch part {

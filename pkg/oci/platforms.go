@@ -13,6 +13,8 @@ import (
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/types"
+
+	"github.com/imgpipe/imgpipe/pkg/internal/names"
 )
 
 // updater is a Repository that can change what a tag names without losing what
@@ -141,7 +143,7 @@ func platformDescriptor(ctx context.Context, repo Repository, b []byte, desc v1.
 	if !doc.MediaType.IsImage() || doc.Config == nil {
 		return desc, fmt.Errorf("%v: is not a single image", desc.Digest)
 	}
-	config, err := FetchBlob(ctx, repo, *doc.Config, MaxConfig)
+	config, err := repo.Fetch(ctx, *doc.Config, MaxConfig)
 	if err != nil {
 		return desc, err
 	}
@@ -155,7 +157,7 @@ func platformDescriptor(ctx context.Context, repo Repository, b []byte, desc v1.
 
 // UpdateManifest replaces what a tag of the layout names, under its lock.
 func (d *Dir) UpdateManifest(ctx context.Context, tag string, mediaType types.MediaType, edit editManifest) (v1.Descriptor, error) {
-	if err := checkTag(tag); err != nil {
+	if err := names.CheckTag(tag); err != nil {
 		return v1.Descriptor{}, err
 	}
 	var out v1.Descriptor

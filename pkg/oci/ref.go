@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"github.com/imgpipe/imgpipe/pkg/diskimage"
+	"github.com/imgpipe/imgpipe/pkg/internal/names"
 )
 
 // Ref names an artifact: a place, which is a layout directory (Dir) or a
@@ -22,12 +23,7 @@ type Ref struct {
 	Platform string
 }
 
-var (
-	// tagPattern and namePattern are distribution-spec 1.1, "Pulling manifests".
-	tagPattern  = regexp.MustCompile(`^[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}$`)
-	namePattern = regexp.MustCompile(`^[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*(/[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*)*$`)
-	hostPattern = regexp.MustCompile(`^([a-zA-Z0-9]([a-zA-Z0-9-]*[a-zA-Z0-9])?(\.[a-zA-Z0-9]([a-zA-Z0-9-]*[a-zA-Z0-9])?)*|\[[0-9a-fA-F:.]+\])(:[0-9]{1,5})?$`)
-)
+var hostPattern = regexp.MustCompile(`^([a-zA-Z0-9]([a-zA-Z0-9-]*[a-zA-Z0-9])?(\.[a-zA-Z0-9]([a-zA-Z0-9-]*[a-zA-Z0-9])?)*|\[[0-9a-fA-F:.]+\])(:[0-9]{1,5})?$`)
 
 // ParseRef reads "oci:DIR[:TAG][@sha256:HEX]" or
 // "HOST[:PORT]/NAME[:TAG][@sha256:HEX]". DIR may not hold a colon: other tools
@@ -66,7 +62,7 @@ func (r *Ref) parseLayout(rest string) error {
 		return fmt.Errorf("names no directory")
 	}
 	if tagged {
-		return checkTag(r.Tag)
+		return names.CheckTag(r.Tag)
 	}
 	return nil
 }
@@ -81,12 +77,12 @@ func (r *Ref) parseRegistry(rest string) error {
 	}
 	var tagged bool
 	name, r.Tag, tagged = strings.Cut(name, ":")
-	if len(name) > 255 || !namePattern.MatchString(name) {
-		return fmt.Errorf("repository %q: want lower-case letters and digits, with '.', '_', '-' between them and '/' between parts", name)
+	if err := names.CheckRepository(name); err != nil {
+		return err
 	}
 	r.Registry, r.Name = host, name
 	if tagged {
-		return checkTag(r.Tag)
+		return names.CheckTag(r.Tag)
 	}
 	return nil
 }
@@ -121,11 +117,4 @@ func (r Ref) reference() string {
 		return r.Digest.String()
 	}
 	return r.Tag
-}
-
-func checkTag(tag string) error {
-	if !tagPattern.MatchString(tag) {
-		return fmt.Errorf("tag %q: want 1 to 128 letters, digits, '_', '.' or '-', not beginning with '.' or '-'", tag)
-	}
-	return nil
 }

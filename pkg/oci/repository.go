@@ -23,6 +23,9 @@ type Repository interface {
 	// Blob opens bytes [off, off+n) of a blob as stored, not compared with
 	// anything. A body that ends early is an error that names blob and range.
 	Blob(ctx context.Context, d v1.Descriptor, off, n int64) (io.ReadCloser, error)
+	// Fetch returns a whole blob of at most limit bytes, compared with its
+	// digest; where it can be had elsewhere, a wrong one is asked for again.
+	Fetch(ctx context.Context, d v1.Descriptor, limit int64) ([]byte, error)
 	// HasBlob reports whether the blob is there, in the right size.
 	HasBlob(ctx context.Context, d v1.Descriptor) (bool, error)
 	// Referrers returns the descriptors of the manifests whose subject is
@@ -126,6 +129,18 @@ func (d *Dir) Blob(ctx context.Context, desc v1.Descriptor, off, n int64) (io.Re
 	return &blobReader{r: io.NewSectionReader(f, off, n), c: f, blob: digest, extent: e}, nil
 }
 
+// Fetch returns a whole blob of the layout.
+func (d *Dir) Fetch(ctx context.Context, desc v1.Descriptor, limit int64) ([]byte, error) {
+	digest, err := digestOf(desc.Digest)
+	if err != nil {
+		return nil, err
+	}
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	return d.ReadBlob(digest, desc.Size, limit)
+}
+
 // HasBlob reports whether the layout has a blob of that digest and size.
 func (d *Dir) HasBlob(_ context.Context, desc v1.Descriptor) (bool, error) {
 	digest, err := digestOf(desc.Digest)
@@ -202,7 +217,7 @@ func (d *Dir) PushManifest(ctx context.Context, reference string, mediaType type
 	}
 	listed := v1.Descriptor{MediaType: desc.MediaType, Digest: desc.Digest, Size: desc.Size, ArtifactType: doc.ArtifactType}
 	if doc.ArtifactType == ArtifactType && doc.MediaType.IsImage() {
-		if listed.Platform, err = d.platformOf(doc); err != nil {
+		if listed.Platform, err = d.platformOf(ctx, doc); err != nil {
 			return desc, err
 		}
 	}
@@ -210,15 +225,11 @@ func (d *Dir) PushManifest(ctx context.Context, reference string, mediaType type
 }
 
 // platformOf reads the platform from a disk's config: it stands in index.json.
-func (d *Dir) platformOf(doc *document) (*v1.Platform, error) {
+func (d *Dir) platformOf(ctx context.Context, doc *document) (*v1.Platform, error) {
 	if doc.Config == nil {
 		return nil, errors.New("manifest: no config")
 	}
-	digest, err := digestOf(doc.Config.Digest)
-	if err != nil {
-		return nil, err
-	}
-	b, err := d.ReadBlob(digest, doc.Config.Size, MaxConfig)
+	b, err := d.Fetch(ctx, *doc.Config, MaxConfig)
 	if err != nil {
 		return nil, err
 	}

@@ -44,14 +44,7 @@ type layoutStore struct {
 }
 
 func (s *layoutStore) fetch(ctx context.Context, d v1.Descriptor, limit int64) ([]byte, error) {
-	digest, err := digestOf(d.Digest)
-	if err != nil {
-		return nil, err
-	}
-	if err := ctx.Err(); err != nil {
-		return nil, err
-	}
-	return s.dir.ReadBlob(digest, d.Size, limit)
+	return s.dir.Fetch(ctx, d, limit)
 }
 
 func (s *layoutStore) verify(ctx context.Context, d v1.Descriptor) error {
@@ -126,7 +119,7 @@ func (s *layoutStore) close() error {
 type remoteStore struct{ repo Repository }
 
 func (s remoteStore) fetch(ctx context.Context, d v1.Descriptor, limit int64) ([]byte, error) {
-	return FetchBlob(ctx, s.repo, d, limit)
+	return s.repo.Fetch(ctx, d, limit)
 }
 
 func (s remoteStore) read(ctx context.Context, d v1.Descriptor, off, n int64) (io.ReadCloser, error) {
@@ -170,37 +163,6 @@ func distrust(body io.Reader) bool {
 // fetchTries is how often a blob, or a chunk, that does not match its digest is
 // asked for: the next answer may come from another mirror.
 const fetchTries = 3
-
-// FetchBlob returns a whole blob of at most limit bytes, compared with its
-// digest.
-func FetchBlob(ctx context.Context, repo Repository, d v1.Descriptor, limit int64) ([]byte, error) {
-	digest, err := digestOf(d.Digest)
-	if err != nil {
-		return nil, err
-	}
-	if d.Size < 0 || d.Size > limit {
-		return nil, fmt.Errorf("blob %v has %d bytes, at most %d are allowed", digest, d.Size, limit)
-	}
-	b := make([]byte, d.Size)
-	for again, try := true, 0; again && try < fetchTries; try++ {
-		body, err := repo.Blob(ctx, d, 0, d.Size)
-		if err != nil {
-			return nil, err
-		}
-		_, err = io.ReadFull(body, b)
-		if cerr := body.Close(); err == nil {
-			err = cerr
-		}
-		if err != nil {
-			return nil, err
-		}
-		if diskimage.DigestOf(b) == digest {
-			return b, nil
-		}
-		again = distrust(body)
-	}
-	return nil, &BlobError{Blob: digest, Range: diskimage.Extent{Len: d.Size}, Err: ErrCorrupt}
-}
 
 // blobReader says in its errors which bytes of which blob it was to give, and
 // takes an early end for an error.

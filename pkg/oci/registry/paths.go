@@ -2,11 +2,11 @@ package registry
 
 import (
 	"net/http"
-	"regexp"
 	"slices"
 	"strings"
 
 	"github.com/imgpipe/imgpipe/pkg/diskimage"
+	"github.com/imgpipe/imgpipe/pkg/internal/names"
 	"github.com/imgpipe/imgpipe/pkg/oci"
 )
 
@@ -44,8 +44,6 @@ type place struct {
 	digest diskimage.Digest // zero where ref is not one
 }
 
-var tagPattern = regexp.MustCompile(`^[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}$`)
-
 // parsePath reads the path of a request. What it returns is safe to use in the
 // name of a file.
 func parsePath(path string) (place, error) {
@@ -71,8 +69,8 @@ func parsePath(path string) (place, error) {
 		if strings.Contains(last, ":") {
 			return digested(p)
 		}
-		if !tagPattern.MatchString(last) {
-			return p, fail(http.StatusBadRequest, codeManifestInvalid, "tag %.140q: want 1 to 128 letters, digits, '_', '.' or '-', not beginning with '.' or '-'", last)
+		if err := names.CheckTag(last); err != nil {
+			return p, fail(http.StatusBadRequest, codeManifestInvalid, "%v", err)
 		}
 		return named(p)
 	case word == "blobs" && last != "uploads":

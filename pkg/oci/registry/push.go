@@ -15,6 +15,7 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 
 	"github.com/imgpipe/imgpipe/pkg/diskimage"
+	"github.com/imgpipe/imgpipe/pkg/internal/names"
 	"github.com/imgpipe/imgpipe/pkg/oci"
 )
 
@@ -76,7 +77,7 @@ func tagsOf(pl place, q url.Values) ([]string, error) {
 		return nil, fail(http.StatusRequestURITooLong, codeManifestInvalid, "%d tags, at most %d are taken at once", len(tags), maxTags)
 	}
 	for _, tag := range tags {
-		if !tagPattern.MatchString(tag) {
+		if names.CheckTag(tag) != nil {
 			return nil, fail(http.StatusBadRequest, codeManifestInvalid, "tag %.140q: want 1 to 128 letters, digits, '_', '.' or '-', not beginning with '.' or '-'", tag)
 		}
 	}

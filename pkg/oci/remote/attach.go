@@ -15,6 +15,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/types"
 
 	"github.com/imgpipe/imgpipe/pkg/diskimage"
+	"github.com/imgpipe/imgpipe/pkg/internal/names"
 )
 
 // PushManifest stores a manifest or an index of at most 4 MiB, under a tag, or
@@ -49,7 +50,7 @@ func (r *Repo) PushManifest(ctx context.Context, reference string, mediaType typ
 	} else if reference == "" {
 		reference = desc.Digest.String()
 	} else if err != nil {
-		if err := checkTag(reference); err != nil {
+		if err := names.CheckTag(reference); err != nil {
 			return desc, fmt.Errorf("%v: %w", r, err)
 		}
 	}

@@ -13,6 +13,7 @@ import (
 
 	"github.com/imgpipe/imgpipe/pkg/diskimage"
 	"github.com/imgpipe/imgpipe/pkg/internal/blob"
+	"github.com/imgpipe/imgpipe/pkg/internal/names"
 )
 
 // maxManifest is what registries take at most (distribution-spec 1.1,
@@ -31,7 +32,7 @@ var manifestTypes = []string{
 func (r *Repo) Manifest(ctx context.Context, reference string) ([]byte, v1.Descriptor, error) {
 	digest, err := diskimage.ParseDigest(reference)
 	if err != nil {
-		if err := checkTag(reference); err != nil {
+		if err := names.CheckTag(reference); err != nil {
 			return nil, v1.Descriptor{}, fmt.Errorf("%v: %w", r, err)
 		}
 		return r.tagged(ctx, reference)
@@ -133,10 +134,3 @@ func parseDocument(b []byte, contentType string) (*document, error) {
 }
 
 func hashOf(d diskimage.Digest) v1.Hash { return v1.Hash{Algorithm: "sha256", Hex: d.Hex()} }
-
-func checkTag(tag string) error {
-	if !tagPattern.MatchString(tag) {
-		return fmt.Errorf("tag %q: want 1 to 128 letters, digits, '_', '.' or '-', not beginning with '.' or '-'", tag)
-	}
-	return nil
-}

@@ -18,6 +18,7 @@ import (
 
 	"github.com/imgpipe/imgpipe/pkg/diskimage"
 	"github.com/imgpipe/imgpipe/pkg/internal/blob"
+	"github.com/imgpipe/imgpipe/pkg/internal/names"
 )
 
 // PushOptions change how a blob is stored.
@@ -96,7 +97,7 @@ type push struct {
 // does not answers with a session for an upload, which is used.
 func (p *push) mount(ctx context.Context, from []string) (done bool, err error) {
 	for _, name := range from[:min(len(from), maxMounts)] {
-		if name == p.s.name || !namePattern.MatchString(name) {
+		if name == p.s.name || names.CheckRepository(name) != nil {
 			continue
 		}
 		a := ask{method: http.MethodPost, path: "blobs/uploads/", scopes: append(slices.Clone(p.scopes), "repository:"+name+":pull"),

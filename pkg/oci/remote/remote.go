@@ -32,7 +32,6 @@ import (
 	"fmt"
 	"net"
 	"net/http"
-	"regexp"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -40,6 +39,8 @@ import (
 
 	"github.com/google/go-containerregistry/pkg/authn"
 	"github.com/google/go-containerregistry/pkg/name"
+
+	"github.com/imgpipe/imgpipe/pkg/internal/names"
 )
 
 // Options say how registries are reached. The zero value is the safe default.
@@ -146,12 +147,6 @@ type Repo struct {
 	blobs   blobStates
 }
 
-// Distribution-spec 1.1, "Pulling manifests".
-var (
-	tagPattern  = regexp.MustCompile(`^[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}$`)
-	namePattern = regexp.MustCompile(`^[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*(/[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*)*$`)
-)
-
 // Repo names a repository: registry is HOST[:PORT]. It contacts nobody.
 func (c *Client) Repo(registry, repository string) (*Repo, error) {
 	home, err := c.source(registry, "", repository)
@@ -202,8 +197,8 @@ func (c *Client) source(registry, prefix, repository string) (*source, error) {
 	if prefix != "" {
 		repository = prefix + "/" + repository
 	}
-	if len(repository) > 255 || !namePattern.MatchString(repository) {
-		return nil, fmt.Errorf("repository %q: want lower-case letters and digits, with '.', '_', '-' between them and '/' between parts", repository)
+	if err := names.CheckRepository(repository); err != nil {
+		return nil, err
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
