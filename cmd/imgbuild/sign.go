@@ -131,12 +131,7 @@ func readPredicate(c *cli.Context) ([]byte, error) {
 
 // stating opens the key and the image, lets do sign, and prints what it did.
 func stating(c *cli.Context, do func(oci.Repository, diskimage.Digest, *signer.Signer) ([]sign.Signed, error)) (err error) {
-	ref, err := refs.Parse(c.Args().First())
-	if err != nil {
-		return err
-	}
-	ref.Platform = c.String(refs.PlatformFlag.Name)
-	opener, err := refs.New(c)
+	opener, ref, err := refs.Open(c, c.Args().First())
 	if err != nil {
 		return err
 	}

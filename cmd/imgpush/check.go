@@ -82,14 +82,7 @@ func runCheck(c *cli.Context) (err error) {
 		return err
 	}
 	begun, talk := time.Now(), ui.From(c)
-	ref, err := refs.Parse(c.Args().First())
-	if err == nil {
-		err = refs.Named(ref)
-	}
-	if err != nil {
-		return err
-	}
-	opener, err := refs.New(c)
+	opener, ref, err := refs.Open(c, c.Args().First())
 	if err != nil {
 		return err
 	}

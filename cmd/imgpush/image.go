@@ -52,7 +52,6 @@ func believed(c *cli.Context, opener *refs.Opener, ref oci.Ref) (*oci.Artifact, 
 		}
 		return ui.Fail(ui.ExitTrust, fmt.Errorf("%w; the target is untouched", err), hint)
 	}
-	ref.Platform = c.String(refs.PlatformFlag.Name)
 	pin, err := opener.Resolve(c.Context, ref)
 	if err != nil {
 		return nil, nil, untouched(err)

@@ -91,12 +91,7 @@ func runVerify(c *cli.Context) (err error) {
 	if t == nil {
 		return ui.Fail(ui.ExitUsage, errors.New("whom is it to be believed? neither --key nor --policy says"), "--key cosign.pub")
 	}
-	ref, err := refs.Parse(c.Args().First())
-	if err != nil {
-		return err
-	}
-	ref.Platform = c.String(refs.PlatformFlag.Name)
-	opener, err := refs.New(c)
+	opener, ref, err := refs.Open(c, c.Args().First())
 	if err != nil {
 		return err
 	}

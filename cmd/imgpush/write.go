@@ -121,14 +121,7 @@ func runWrite(c *cli.Context) (err error) {
 		return err
 	}
 	begun := time.Now()
-	ref, err := refs.Parse(c.Args().First())
-	if err != nil {
-		return err
-	}
-	if err := refs.Named(ref); err != nil {
-		return err
-	}
-	opener, err := refs.New(c)
+	opener, ref, err := refs.Open(c, c.Args().First())
 	if err != nil {
 		return err
 	}

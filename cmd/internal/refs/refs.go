@@ -7,8 +7,8 @@
 //
 // or, where trust comes first:
 //
-//	opener, err := refs.New(c)
-//	pin, err := opener.Resolve(c.Context, "registry.example/acme/server:1.0")
+//	opener, ref, err := refs.Open(c, c.Args().First())
+//	pin, err := opener.Resolve(c.Context, ref)
 //	… is pin.Digest() to be trusted? …
 //	a, err := pin.Open(c.Context)
 //	defer opener.Close()
@@ -45,6 +45,21 @@ func New(c *cli.Context) (*Opener, error) {
 		return nil, err
 	}
 	return &Opener{client: remote.New(o)}, nil
+}
+
+// Open reads the reference of a command line, and the flags that say how to
+// reach it, the platform among them. The caller closes the Opener.
+func Open(c *cli.Context, text string) (*Opener, oci.Ref, error) {
+	ref, err := Parse(text)
+	if err != nil {
+		return nil, ref, err
+	}
+	if err := Named(ref); err != nil {
+		return nil, ref, err
+	}
+	ref.Platform = c.String(PlatformFlag.Name)
+	o, err := New(c)
+	return o, ref, err
 }
 
 // Close lets go of everything that was opened.
@@ -99,12 +114,8 @@ func (o *Opener) registry(ref oci.Ref) (oci.Repository, error) {
 	return r, nil
 }
 
-// Resolve pins what a reference names. In a registry it has to name a tag or a
-// digest.
+// Resolve pins what a reference names.
 func (o *Opener) Resolve(ctx context.Context, ref oci.Ref) (*oci.Pin, error) {
-	if err := Named(ref); err != nil {
-		return nil, err
-	}
 	repo, err := o.Repository(ctx, ref)
 	if err != nil {
 		return nil, err
@@ -117,9 +128,6 @@ func (o *Opener) Resolve(ctx context.Context, ref oci.Ref) (*oci.Pin, error) {
 // that, unless the reference asks for a platform's image.
 func (o *Opener) Root(ctx context.Context, ref oci.Ref) (oci.Repository, diskimage.Digest, error) {
 	var none diskimage.Digest
-	if err := Named(ref); err != nil {
-		return nil, none, err
-	}
 	repo, err := o.Repository(ctx, ref)
 	if err != nil {
 		return nil, none, err
@@ -155,18 +163,13 @@ func Named(ref oci.Ref) error {
 // command with Flags and PlatformFlag. It does not ask whether the image is to be
 // trusted. The caller closes it.
 func Artifact(c *cli.Context, text string) (*oci.Artifact, error) {
-	ref, err := Parse(text)
+	o, ref, err := Open(c, text)
 	if err != nil {
 		return nil, err
 	}
-	ref.Platform = c.String(PlatformFlag.Name)
-	if ref.IsLayout() {
+	if ref.IsLayout() { // which the artifact then closes
 		a, err := oci.Open(c.Context, ref)
 		return a, Fail(err)
-	}
-	o, err := New(c)
-	if err != nil {
-		return nil, err
 	}
 	pin, err := o.Resolve(c.Context, ref)
 	if err != nil {
