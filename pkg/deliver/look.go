@@ -17,6 +17,7 @@ import (
 type Have struct {
 	equal  []bool             // for each piece of the Want; false is also "not known"
 	stale  []diskimage.Extent // sectors beyond the first MiB that hold a GPT header
+	cd     bool               // it has what firmware starts a CD by, whatever LBA 0 holds; also "not known"
 	erase  []diskimage.Extent // sectors beyond the image that are zeroed, too: see Erase
 	looked int64              // bytes that were read
 	took   time.Duration      // to look
@@ -31,6 +32,11 @@ func (h *Have) Equal(want *Want) (n int64) {
 		}
 	}
 	return n
+}
+
+// forgotten is what of h counts where all of want is to be written.
+func (h *Have) forgotten(want *Want) *Have {
+	return &Have{equal: make([]bool, len(want.pieces)), stale: h.stale, cd: h.cd, erase: h.erase, looked: h.looked, took: h.took, before: h.before}
 }
 
 // samples is how many chunks over the disk are tried before all are read. One
@@ -59,6 +65,7 @@ func look(ctx context.Context, w *Want, target Target, opts Options) (*Have, err
 	if h.before, h.stale, err = lookTable(w, target); err != nil {
 		return nil, err
 	}
+	h.cd = lookCD(target)
 	var data, gaps []int
 	for i, p := range w.pieces {
 		if p.kind == zeros {
