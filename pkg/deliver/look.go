@@ -21,6 +21,10 @@ type Have struct {
 	looked int64              // bytes that were read
 	took   time.Duration      // to look
 	before TableSummary
+
+	moved   []moved // what LookElsewhere found
+	mapped  int64   // bytes of the block map that were fetched for it
+	staging int64   // bytes that chunks which are copied may wait in
 }
 
 // Equal returns how many bytes of want are known to be there.
