@@ -179,3 +179,9 @@ func (s *Server) changed(c jobs.Change) {
 		s.o.Log.Info("job "+string(j.State), args...)
 	}
 }
+
+// Ports are the port numbers that machines are told.
+type Ports struct{ Plain, TLS int }
+
+// Ports returns the port numbers that machines are told.
+func (s *Server) Ports() Ports { return Ports{s.o.PlainPort, s.o.TLSPort} }

@@ -16,17 +16,19 @@ import (
 
 // Environment is what machines boot into memory.
 type Environment struct {
-	Name, Version, Digest string
-	Architecture          string // as GOARCH
-	Cmdline               string // what kernel and initramfs are started with
-	Files                 map[string]File
+	Name         string          `json:"name"`
+	Version      string          `json:"version"`
+	Digest       string          `json:"digest"`
+	Architecture string          `json:"architecture"` // as GOARCH
+	Cmdline      string          `json:"cmdline"`      // what kernel and initramfs are started with
+	Files        map[string]File `json:"files"`
 }
 
 // File is one file of an environment. Open is called concurrently.
 type File struct {
-	Digest string
-	Size   int64 // bytes
-	Open   func() (io.ReadSeekCloser, error)
+	Digest string                            `json:"digest"`
+	Size   int64                             `json:"size"` // bytes
+	Open   func() (io.ReadSeekCloser, error) `json:"-"`
 }
 
 // Names of an environment's files.

@@ -4,12 +4,15 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
 	"net/http"
 	"sync"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // Listeners are what a Server listens on; Run closes them. TLS is a TCP listener
@@ -33,8 +36,10 @@ func (s *Server) Run(ctx context.Context, l Listeners) error {
 	servers := map[*http.Server]net.Listener{
 		s.httpServer(s.Plain()): bounded(l.Plain),
 		s.httpServer(s.TLS()):   tls.NewListener(bounded(l.TLS), s.TLSConfig()),
-		s.httpServer(s.Admin()): bounded(l.Admin),
 	}
+	admin := s.httpServer(s.Admin())
+	admin.ConnContext = peer
+	servers[admin] = bounded(l.Admin)
 	ended := make(chan error, len(servers))
 	for server, listener := range servers {
 		go func() { ended <- server.Serve(listener) }()
@@ -76,6 +81,31 @@ func (s *Server) httpServer(h http.Handler) *http.Server {
 		Handler: h, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 32 << 10,
 		ErrorLog: slog.NewLogLogger(s.o.Log.Handler(), slog.LevelDebug), // handshakes that fail
 	}
+}
+
+// peer names who is at the other end of a unix socket.
+func peer(ctx context.Context, c net.Conn) context.Context {
+	if b, ok := c.(*boundedConn); ok {
+		c = b.Conn
+	}
+	u, ok := c.(*net.UnixConn)
+	if !ok {
+		return ctx
+	}
+	raw, err := u.SyscallConn()
+	if err != nil {
+		return ctx
+	}
+	name := ""
+	_ = raw.Control(func(fd uintptr) { // without an answer, nobody is named
+		if cred, err := unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED); err == nil {
+			name = fmt.Sprintf("uid %d", cred.Uid)
+		}
+	})
+	if name == "" {
+		return ctx
+	}
+	return context.WithValue(ctx, caller{}, name)
 }
 
 // tick does what time asks for.
