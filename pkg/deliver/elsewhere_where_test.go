@@ -118,8 +118,9 @@ func TestOddSectorsWaitForEachOther(t *testing.T) {
 // is one.
 func TestScanEIO(t *testing.T) {
 	s := newFullScene(t)
-	disk := delivertest.NewDisk(withPartition(t, s.size, mib, s.raw[2*mib:3*mib]), 512)
-	bad := diskimage.Extent{Off: mib + 256<<10, Len: 512}
+	before := withPartition(t, s.size, mib, append(bytes.Repeat([]byte{1}, mib+chunkSize), s.raw[2*mib:3*mib-chunkSize]...))
+	disk := delivertest.NewDisk(before, 512)
+	bad := diskimage.Extent{Off: 3*mib + 256<<10, Len: 512} // where nothing is overwritten: the best of sources
 	disk.Fault = func(op delivertest.Op) error {
 		if op.Kind == delivertest.Read && op.Overlaps(bad) {
 			return errors.New("input/output error")
@@ -132,7 +133,7 @@ func TestScanEIO(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if report.Bytes.Copied != plan.Bytes(deliver.Copy) || report.Bytes.Decoded != plan.Bytes(deliver.Fetch) {
+	if report.Bytes.Copied == 0 || report.Bytes.Copied != plan.Bytes(deliver.Copy) || report.Bytes.Decoded != plan.Bytes(deliver.Fetch) {
 		t.Errorf("planned %v, did %+v", plan.Summary(), report.Bytes)
 	}
 }
@@ -193,14 +194,28 @@ func TestWhatGoesFirstIsNoSource(t *testing.T) {
 	}
 }
 
+// holed is a disk that knows of a hole.
+type holed struct {
+	*delivertest.Disk
+	hole diskimage.Extent
+}
+
+func (h holed) Holes(e diskimage.Extent) ([]diskimage.Extent, error) {
+	return []diskimage.Extent{h.hole.Intersect(e)}, nil
+}
+
 // TestWhereIsLooked reads no more than twice the image, wherever partitions say
 // that something was, and never what is in place or a hole.
 func TestWhereIsLooked(t *testing.T) {
 	s := newFullScene(t)
 	s.size = 64 * mib
-	before := withPartition(t, s.size, mib, s.raw[2*mib:3*mib])
+	inPlace, hole := diskimage.Extent{Off: 2 * mib, Len: 256 << 10}, diskimage.Extent{Off: mib + 512<<10, Len: 256 << 10}
+	before := withPartition(t, s.size, mib, nil)
 	scribble(before[3*mib:63*mib], 9)
-	disk := delivertest.NewDisk(before, 512)
+	copy(before[3*mib:], s.raw[2*mib+256<<10:3*mib])
+	copy(before[inPlace.Off:inPlace.End()], s.raw[inPlace.Off:])
+	clear(before[hole.Off:hole.End()])
+	disk := holed{delivertest.NewDisk(before, 512), hole}
 	w := s.want(t)
 	have, err := deliver.Look(ctx, w, disk, deliver.Options{})
 	if err != nil {
@@ -217,12 +232,15 @@ func TestWhereIsLooked(t *testing.T) {
 	}
 	const size = 4 * mib
 	for _, e := range read {
-		if e.Off < mib || e.End() > mib+size {
+		if e.Off < mib || e.End() > mib+size || e.Overlaps(inPlace) || e.Overlaps(hole) {
 			t.Errorf("read %v", e)
 		}
 	}
 	if total > 2*(2*size) || total < size { // a sample, and the scan
 		t.Errorf("read %d bytes", total)
+	}
+	if found := have.Elsewhere(w); found != 768<<10 {
+		t.Errorf("found %d bytes elsewhere", found)
 	}
 }
 
