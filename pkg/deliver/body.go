@@ -81,7 +81,7 @@ func (g *group) units(w window) iter.Seq[unit] {
 		for {
 			first, off := -1, int64(math.MaxInt64)
 			for i, a := range g.lanes {
-				for at[i] < w[i].to && (!a.plan.writes(at[i]) || a.actions[at[i]] == Copy) {
+				for at[i] < w[i].to && !a.plan.writes(at[i]) {
 					at[i]++
 				}
 				if at[i] < w[i].to && a.plan.want.pieces[at[i]].Off < off && a.alive() {
@@ -110,6 +110,7 @@ func (g *group) units(w window) iter.Seq[unit] {
 				}
 				fetch.chunks, fetch.lanes = append(fetch.chunks, piece.ref), append(fetch.lanes, who)
 				continue
+			case Copy: // it is there already
 			case PutOverlay:
 				if !yield(unit{action: PutOverlay, lane: first, cell: piece.ref}) {
 					return
