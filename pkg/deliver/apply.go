@@ -24,15 +24,16 @@ func Apply(ctx context.Context, plan *Plan, source Source, target Target, opts O
 
 // applier does the plan of one target.
 type applier struct {
-	plan   *Plan
-	target Target
-	opts   Options
-	meter  *meter
-	state  State
-	from   io.ReaderAt // to read back
-	mode   ReadMode
-	last   []late        // what the commit writes
-	turn   chan struct{} // one window is read back at a time
+	plan    *Plan
+	target  Target
+	opts    Options
+	meter   *meter
+	state   State
+	from    io.ReaderAt // to read back
+	mode    ReadMode
+	last    []late        // what the commit writes
+	written *sums         // of what this run fetched and wrote
+	turn    chan struct{} // one window is read back at a time
 
 	mu     sync.Mutex
 	err    error // why nothing more is done with this target
