@@ -20,7 +20,7 @@ var rules = []struct {
 	{pkg: "pkg/diskimage", banned: []string{"*.*"}, why: "the vocabulary imports only the standard library"},
 	{pkg: "pkg/diskimage/...", banned: []string{module + "pkg/oci/...", module + "pkg/deliver/..."}, why: "diskimage knows nobody"},
 	{pkg: "pkg/diskimage/...", banned: []string{"github.com/diskfs/go-diskfs/..."},
-		allow: []string{"pkg/diskimage/gpt", "pkg/diskimage/foreign"}, why: "only gpt and foreign use go-diskfs"},
+		allow: []string{"pkg/diskimage/gpt"}, why: "only the tests of gpt use go-diskfs"},
 	{pkg: "pkg/diskimage/evidence", banned: []string{module + "pkg/diskimage/recipe", module + "pkg/diskimage/packages", module + "pkg/diskimage/build",
 		module + "pkg/diskimage/customize", module + "pkg/diskimage/boot", "os/exec", "net/http"}, why: "evidence says what it is told, and reads trees"},
 	{pkg: "pkg/diskimage/boot/authenticode", banned: []string{"golang.org/...", "github.com/klauspost/...", module + "pkg/diskimage/tree"}, why: "a signature needs the standard library and a disk's bytes"},
