@@ -23,6 +23,22 @@ func TestMain(m *testing.M) {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
+	if iface := os.Getenv("IMGPIPE_TEST_LOOK"); iface != "" {
+		if err := Look(context.Background(), iface); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
+	if file := os.Getenv("IMGPIPE_TEST_SERVER"); file != "" {
+		j, err := OpenJournal(file)
+		if err == nil {
+			err = Server{Network: testNetwork, Store: j, Now: time.Now, Log: slog.New(slog.NewTextHandler(os.Stderr, nil))}.Serve(context.Background(),
+				DeciderFunc(func(context.Context, Client) Answer { return Environment }))
+		}
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
 	os.Exit(m.Run())
 }
 
@@ -121,4 +137,41 @@ func TestBesideDnsmasq(t *testing.T) {
 		t.Errorf("no lease, or no unicast renewal of it:\n%s", out)
 	}
 	s.in(s.cli, "ip", "addr", "flush", "dev", "cli0")
+}
+
+// TestServerLeases: another's client gets a lease from the full server, the
+// same one again, and it is in the file.
+func TestServerLeases(t *testing.T) {
+	s := newSite(t)
+	file := filepath.Join(t.TempDir(), "leases")
+	s.start(s.srv, "server listening", []string{"IMGPIPE_TEST_SERVER=" + file}, os.Args[0])
+	script := filepath.Join(t.TempDir(), "script")
+	if err := os.WriteFile(script, []byte("#!/bin/sh\n[ $1 != bound ] || echo $ip $mask $router $dns $domain $lease\n"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	get := func() string {
+		return s.in(s.cli, "udhcpc", "-q", "-f", "-i", "cli0", "-s", script, "-t", "5", "-T", "1")
+	}
+	const want = "24 10.78.0.1 10.78.0.1 lab.example 3600"
+	first := get()
+	if !strings.Contains(first, want) {
+		t.Fatalf("got %s", first)
+	}
+	if again := get(); again != first {
+		t.Errorf("got %s, then %s", first, again)
+	}
+	if b, err := os.ReadFile(file); err != nil || !strings.Contains(string(b), testMAC.String()) {
+		t.Errorf("the file of leases: %q, %v", b, err)
+	}
+}
+
+// TestServerRefusesBesideAnother looks for dnsmasq, and finds it; and finds
+// nothing where it is not.
+func TestServerRefusesBesideAnother(t *testing.T) {
+	s := newSite(t)
+	s.dnsmasq()
+	out, err := exec.Command("ip", "netns", "exec", s.cli, "env", "IMGPIPE_TEST_LOOK=cli0", os.Args[0]).CombinedOutput()
+	if err == nil || !strings.Contains(string(out), "another DHCP server answers: 10.78.0.1") {
+		t.Errorf("beside dnsmasq: %v\n%s", err, out)
+	}
 }
