@@ -31,6 +31,8 @@ var rules = []struct {
 	{pkg: "pkg/oci/remote", banned: []string{module + "pkg/oci"}, why: "a client knows no layout"},
 	{pkg: "cmd/...", banned: []string{module + "pkg/oci/ocitest"}, why: "faults are for tests"},
 	{pkg: "pkg/deliver/...", banned: []string{module + "pkg/oci/..."}, why: "oci and deliver never meet"},
+	{pkg: "pkg/deliver/netboot/dhcp", banned: []string{module + "pkg/deliver", module + "pkg/diskimage/...", "net/http"}, why: "who asks and what for is all that it knows"},
+	{pkg: "pkg/deliver/netboot/tftp", banned: []string{module + "pkg/deliver", module + "pkg/diskimage/...", module + "pkg/deliver/netboot/dhcp", "net/http"}, why: "it serves files that it is given"},
 	{pkg: "pkg/deliver", banned: []string{"golang.org/x/sys/unix", module + "pkg/deliver/blockdev"}, why: "the engine knows no Linux"},
 	{pkg: "pkg/deliver/signature", banned: []string{"golang.org/x/...", "github.com/klauspost/...", module + "pkg/deliver"}, why: "what a disk holds is read from bytes alone"},
 	{pkg: "pkg/oci/sign", banned: []string{"github.com/sigstore/...", module + "pkg/diskimage/recipe"}, why: "who verifies links no KMS, and needs the standard library's keys only"},
