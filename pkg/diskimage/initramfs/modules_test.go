@@ -171,9 +171,9 @@ func TestIndicesAreKmods(t *testing.T) {
 	for name, want := range map[string]string{
 		"modules.dep": "kernel/a/mid-dle.ko: kernel/b/base.ko\nkernel/a/top.ko: kernel/a/mid-dle.ko kernel/b/base.ko\n" +
 			"kernel/b/base.ko:\nkernel/b/later.ko:\nkernel/c/crc_one.ko:\nkernel/c/crc_two.ko:\n",
-		"modules.alias": "# Aliases extracted from modules themselves.\nalias pci:v00008086d* top\nalias of_x[-a]_y top\n" +
-			"alias crc_thing crc_one\nalias crc_thing crc_two\n",
-		"modules.softdep": "# Soft dependencies extracted from modules themselves.\nsoftdep top pre: crc_thing built nowhere post: later\n",
+		"modules.alias": "# Aliases extracted from modules themselves.\nalias pci:v00008086d* top\nalias of-x[-a]-y top\n" +
+			"alias crc-thing crc_one\nalias crc_thing crc_two\n",
+		"modules.softdep": "# Soft dependencies extracted from modules themselves.\nsoftdep top pre: crc-thing built nowhere post: later\n",
 		"modules.builtin": "kernel/x/built.ko\nkernel/x/built-dep.ko\n",
 	} {
 		b, err := files.ReadFile("/lib/modules/"+release+"/"+name, 1<<20)
