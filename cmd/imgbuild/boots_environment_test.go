@@ -13,7 +13,7 @@ import (
 )
 
 // TestBootsEnvironment builds the environment for virtual machines twice, with a
-// small program as /init, and starts it by kernel and initramfs, and by its UKI's parts.
+// small program as /init that checks and loads what it was given, and starts it.
 func TestBootsEnvironment(t *testing.T) {
 	h := newHouse(t)
 	dir := h.recipes("recipes")
@@ -44,8 +44,8 @@ func TestBootsEnvironment(t *testing.T) {
 	if err := os.WriteFile(disk, make([]byte, 1<<20), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	m := qemu.Machine{Host: host, Accel: accel, Disk: disk, MemoryMiB: 384, Isolated: true, Extra: []string{
-		"-kernel", filepath.Join(files, "vmlinuz"), "-initrd", filepath.Join(files, "initramfs.zst"), "-append", "console=ttyS0,115200 panic=-1"}}
+	m := qemu.Machine{Host: host, Accel: accel, Disk: disk, MemoryMiB: 384, Isolated: true,
+		Kernel: filepath.Join(files, "vmlinuz"), Initrd: filepath.Join(files, "initramfs.zst"), Cmdline: "console=ttyS0,115200 panic=-1"}
 	o, err := m.Watch(t.Context(), qemu.Expectation{
 		Expect: []string{"MANIFEST OK", "DEVICE net eth0", "DEVICE block vda", "INIT DONE"},
 		Reject: []string{"INIT FAILED", "Kernel panic", "unpacking failed"}, Timeout: 5 * time.Minute,
