@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"os"
+	"slices"
 
 	"github.com/imgpipe/imgpipe/pkg/diskimage"
 	"github.com/imgpipe/imgpipe/pkg/oci"
@@ -29,7 +30,7 @@ func (e *entry) doubt(ctx context.Context, via *repository, want diskimage.Exten
 	}
 	e.mu.Lock()
 	proved := e.proved
-	have := e.have
+	have := slices.Clone(e.have)
 	e.mu.Unlock()
 	bad := extents{want}
 	if g.proves() && proved {
@@ -71,18 +72,20 @@ func (e *entry) doubtWhole(g *grid, want diskimage.Extent) error {
 // crash between leaves what was there.
 func (e *entry) demote(proved bool, have extents) error {
 	e.c.Stats.Bad.Add(1)
+	more := int64(0)
 	e.saving.Lock()
 	err := writeMap(e.c.partialPath(e.key, "map"), e.size, proved, have)
 	if err == nil {
 		e.mu.Lock()
 		if err = os.Rename(e.c.wholePath(e.digest), e.c.partialPath(e.key, "data")); err == nil {
 			e.whole, e.proved, e.have = false, proved, have
+			more = e.recount()
 			e.notify()
 		}
 		e.mu.Unlock()
 	}
 	e.saving.Unlock()
-	e.c.settle(e, 0)
+	e.c.settle(e, more, 0)
 	return err
 }
 
@@ -130,11 +133,12 @@ func (e *entry) drop(bad extents) error {
 	}
 	removed := before > e.have.total()
 	e.dirty = true
+	more := e.recount()
 	e.mu.Unlock()
 	if removed {
 		e.c.Stats.Bad.Add(1)
 	}
 	err := e.save()
-	e.c.settle(e, 0)
+	e.c.settle(e, more, 0)
 	return err
 }

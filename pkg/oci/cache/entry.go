@@ -48,6 +48,7 @@ type entry struct {
 	proved  bool // all of have was compared as it came
 	have    extents
 	flights []*flight
+	counted int64 // bytes on disk, at the last recount
 	hashing bool
 	wrong   int           // how often the whole did not match
 	changed chan struct{} // closed, and replaced, when something of this changes
@@ -63,7 +64,8 @@ type distruster interface{ Distrust() }
 // flight is what is on its way.
 type flight struct {
 	diskimage.Extent
-	proved bool // its units are compared
+	proved bool  // its units are compared
+	came   int64 // bytes of disk that it took
 	err    error
 }
 
@@ -100,14 +102,16 @@ func (e *entry) isBusy() bool {
 	return len(e.flights) > 0 || e.hashing
 }
 
-// onDisk returns how many bytes of disk hold what is there.
-func (e *entry) onDisk() int64 {
-	e.mu.Lock()
-	defer e.mu.Unlock()
+// recount returns how many bytes of disk it takes more than at the last call.
+// The caller holds e.mu, and tells settle.
+func (e *entry) recount() int64 {
+	n := e.have.pages()
 	if e.whole {
-		return roundUp(e.size)
+		n = roundUp(e.size)
 	}
-	return e.have.pages()
+	more := n - e.counted
+	e.counted = n
+	return more
 }
 
 func (e *entry) path() string {
@@ -151,6 +155,9 @@ func (e *entry) await(ctx context.Context, via *repository, want diskimage.Exten
 	ahead := diskimage.Extent{Off: want.Off, Len: min(want.Len, 2*requestSize)}
 	e.mu.Lock()
 	there := e.holds(want.Off, want.Len)
+	if !e.whole && len(e.flights) == 0 && e.have.has(e.all()) {
+		e.finish() // the last process did not
+	}
 	e.mu.Unlock()
 	if there >= ahead.Len {
 		return there, nil
@@ -276,7 +283,7 @@ func (e *entry) launch(via *repository, g *grid, want diskimage.Extent) (*flight
 		return nil, nil
 	}
 	if g.proves() && !e.proved {
-		e.have, e.proved, e.dirty = nil, true, true // nothing of it was compared
+		e.have, e.proved, e.dirty = nil, true, true // nothing of it was compared; its room is written over
 	} else if !g.proves() && len(e.have) == 0 && len(e.flights) == 0 {
 		e.proved = false
 	}

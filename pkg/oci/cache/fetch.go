@@ -50,7 +50,7 @@ func (e *entry) fetch(via *repository, g *grid, fl *flight) (err error) {
 	if !e.c.reserve(reserved) {
 		return errNoRoom
 	}
-	defer func() { e.c.settle(e, reserved) }()
+	defer func() { e.c.settle(e, fl.came, reserved) }()
 	select {
 	case e.c.slots <- struct{}{}:
 		defer func() { <-e.c.slots }()
@@ -121,19 +121,20 @@ func (e *entry) units(via *repository, g *grid, fl *flight, pos int64, f *os.Fil
 			return pos, e.c.full(err)
 		}
 		pos = u.End()
-		e.arrived(u.Extent, fl.proved, from)
+		e.arrived(u.Extent, fl, from)
 	}
 	return pos, nil
 }
 
 // arrived enters a unit that is in the file.
-func (e *entry) arrived(x diskimage.Extent, proved bool, from distruster) {
+func (e *entry) arrived(x diskimage.Extent, fl *flight, from distruster) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if e.proved && !proved {
+	if e.proved && !fl.proved {
 		return // it is fetched again, and compared
 	}
 	e.have.add(x)
+	fl.came += e.recount()
 	e.dirty, e.from = true, from
 	e.notify()
 	select {
@@ -156,11 +157,14 @@ func (e *entry) finish() {
 		if err == nil {
 			err = e.promote()
 		}
-		if err != nil {
+		if err != nil && !errors.Is(err, errClosed) {
 			e.c.o.Notify(err)
 			e.throwAway(errors.Is(err, oci.ErrCorrupt))
 		}
-		e.c.settle(e, 0)
+		e.mu.Lock()
+		more := e.recount()
+		e.mu.Unlock()
+		e.c.settle(e, more, 0)
 		e.mu.Lock()
 		e.hashing = false
 		e.notify()

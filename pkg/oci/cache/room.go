@@ -13,7 +13,7 @@ const touchEvery = time.Minute
 
 // adopt enters a blob that was found on disk.
 func (c *Cache) adopt(e *entry, bytes int64, used time.Time) {
-	e.bytes, e.touched, e.tick = bytes, used, used.UnixNano()
+	e.bytes, e.counted, e.touched, e.tick = bytes, bytes, used, used.UnixNano()
 	c.tick = max(c.tick, e.tick)
 	c.entries[e.key] = e
 	c.used += bytes
@@ -116,13 +116,12 @@ func (c *Cache) makeRoom(n int64) bool {
 	return true
 }
 
-// settle gives back a reservation and counts what e holds now.
-func (c *Cache) settle(e *entry, reserved int64) {
-	n := e.onDisk()
+// settle gives back a reservation, and counts what came instead of it.
+func (c *Cache) settle(e *entry, came, reserved int64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.used += n - e.bytes - reserved
-	e.bytes = n
+	c.used += came - reserved
+	e.bytes += came
 }
 
 // fullTime is how long nothing is kept after the disk took nothing.
