@@ -70,6 +70,8 @@ type Options struct {
 	// Rest is how long an upstream that was not reached is left alone; 0: 2 s.
 	// Fresh is how long a listing of referrers is not asked for again; 0: 10 s.
 	Rest, Fresh time.Duration
+	// Save is how often what arrived is made durable; 0: 1 s.
+	Save time.Duration
 	// Notify is told of what went wrong and was mended or passed over, from any
 	// goroutine; nil: nobody.
 	Notify func(error)
@@ -125,6 +127,7 @@ func Open(o Options) (*Cache, error) {
 	o.Stall = orDefault(o.Stall, 2*time.Minute)
 	o.Rest = orDefault(o.Rest, 2*time.Second)
 	o.Fresh = orDefault(o.Fresh, 10*time.Second)
+	o.Save = orDefault(o.Save, time.Second)
 	if o.Notify == nil {
 		o.Notify = func(error) {}
 	}
@@ -165,7 +168,7 @@ func (c *Cache) Close() error {
 	return errors.Join(c.saveAll(), c.lock.Close())
 }
 
-// saver saves the maps of what arrived, once a second at most.
+// saver saves the maps of what arrived, every Options.Save at most.
 func (c *Cache) saver() {
 	defer c.wg.Done()
 	for {
@@ -175,7 +178,7 @@ func (c *Cache) saver() {
 			return
 		}
 		select {
-		case <-time.After(time.Second):
+		case <-time.After(c.o.Save):
 		case <-c.ctx.Done():
 			return
 		}

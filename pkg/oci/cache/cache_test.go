@@ -27,7 +27,7 @@ import (
 // Any range of any blob is what upstream has, across restarts, and upstream
 // gives each byte about once.
 func TestRandomRangesAreTheTruth(t *testing.T) {
-	s := newSite(t, 24<<20, cache.Options{})
+	s := newSite(t, 12<<20, cache.Options{})
 	s.know(t)
 	big, _ := s.pushBlob(t, 20<<20, 1)
 	s.faults.Reset()
@@ -87,7 +87,7 @@ func TestARangeFetchesWhatItNeeds(t *testing.T) {
 
 // A hundred clients at once cost upstream one image.
 func TestHundredClientsCostOneImage(t *testing.T) {
-	s := newSite(t, 16<<20, cache.Options{})
+	s := newSite(t, 6<<20, cache.Options{})
 	s.know(t)
 	s.faults.Reset()
 	var wg sync.WaitGroup
@@ -323,10 +323,10 @@ func TestFaultsOnTheWay(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			s := newSite(t, 8<<20, cache.Options{})
+			s := newSite(t, 4<<20, cache.Options{}, 300*time.Millisecond)
 			s.know(t)
 			s.faults.Add(ocitest.Fault{Kind: ocitest.Blob, Path: s.segment().Digest.Hex, Times: 2, Do: do})
-			s.want(t, s.segment(), 3<<20, 2<<20)
+			s.want(t, s.segment(), 1<<20, 1<<20)
 			s.want(t, s.segment(), 0, s.segment().Size)
 		})
 	}
@@ -417,10 +417,10 @@ func TestRoomIsBounded(t *testing.T) {
 	for w := range 6 {
 		rnd := rand.New(rand.NewPCG(5, uint64(w)))
 		wg.Go(func() {
-			for range 12 {
+			for range 8 {
 				d := list[rnd.IntN(len(list))]
 				off := rnd.Int64N(d.Size)
-				if !s.want(t, d, off, min(d.Size-off, 2<<20)) {
+				if !s.want(t, d, off, min(d.Size-off, 1<<20)) {
 					return
 				}
 			}

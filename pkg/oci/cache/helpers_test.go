@@ -48,8 +48,9 @@ type site struct {
 	http  *http.Client
 }
 
-// newSite makes a disk of size bytes with holes, packs it and opens a cache.
-func newSite(t testing.TB, size int64, o cache.Options) *site {
+// newSite makes a disk of size bytes with holes, packs it and opens a cache. stall
+// is what upstream's client takes for a stall.
+func newSite(t testing.TB, size int64, o cache.Options, stall ...time.Duration) *site {
 	t.Helper()
 	s := &site{registry: ocitest.NewRegistry(), blobs: map[string][]byte{}, http: &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 200}}}
 	t.Cleanup(s.http.CloseIdleConnections)
@@ -57,7 +58,7 @@ func newSite(t testing.TB, size int64, o cache.Options) *site {
 	server := httptest.NewServer(s.faults)
 	t.Cleanup(server.Close)
 	host := strings.TrimPrefix(server.URL, "http://")
-	s.client = remote.New(remote.Options{Keychain: noKeys{}, Stall: 300 * time.Millisecond, Tries: 3, Backoff: time.Millisecond})
+	s.client = remote.New(remote.Options{Keychain: noKeys{}, Stall: append(stall, 20*time.Second)[0], Tries: 3, Backoff: time.Millisecond})
 	t.Cleanup(s.client.Close)
 	s.upstream = repoOf(t, s.client, host)
 	var err error
