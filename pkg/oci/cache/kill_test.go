@@ -22,7 +22,7 @@ import (
 	"github.com/imgpipe/imgpipe/pkg/oci/remote"
 )
 
-const killDir, killHost = "IMGPIPE_TEST_CACHE_DIR", "IMGPIPE_TEST_CACHE_UPSTREAM"
+const killDir, killHost, killRoom = "IMGPIPE_TEST_CACHE_DIR", "IMGPIPE_TEST_CACHE_UPSTREAM", "IMGPIPE_TEST_CACHE_ROOM"
 
 // TestServeForever is not a test but the process that the next one kills.
 func TestServeForever(t *testing.T) {
@@ -32,7 +32,11 @@ func TestServeForever(t *testing.T) {
 	}
 	client := remote.New(remote.Options{Keychain: authn.NewMultiKeychain()})
 	repo := repoOf(t, client, os.Getenv(killHost))
-	c, err := cache.Open(cache.Options{Dir: dir, MaxBytes: 24 << 20, Save: 5 * time.Millisecond, Upstream: func(string) (cache.Upstream, error) { return repo, nil }})
+	room, err := strconv.ParseInt(os.Getenv(killRoom), 10, 64)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := cache.Open(cache.Options{Dir: dir, MaxBytes: room, Save: 5 * time.Millisecond, Upstream: func(string) (cache.Upstream, error) { return repo, nil }})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -60,26 +64,8 @@ func TestKilledCacheIsRight(t *testing.T) {
 	dir := t.TempDir()
 	rnd := rand.New(rand.NewPCG(9, uint64(rounds)))
 	for round := range rounds {
-		cmd := exec.Command(os.Args[0], "-test.run=^TestServeForever$")
-		cmd.Env = append(os.Environ(), killDir+"="+dir, killHost+"="+host)
-		out, err := cmd.StdoutPipe()
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := cmd.Start(); err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { _ = cmd.Process.Kill() }) // it runs forever
-		lines := bufio.NewScanner(out)
-		for s.url = ""; s.url == "" && lines.Scan(); {
-			s.url, _ = strings.CutPrefix(lines.Text(), "serving ")
-			if !strings.HasPrefix(lines.Text(), "serving ") {
-				s.url = ""
-			}
-		}
-		if s.url == "" {
-			t.Fatalf("round %d: the cache does not open", round)
-		}
+		var cmd *exec.Cmd
+		s.url, cmd = serveProcess(t, dir, host, 24<<20)
 		for _, m := range manifests {
 			if a := s.get(t.Context(), "manifests/"+m.Digest.String()); a.status != 200 {
 				t.Fatalf("round %d: %d %s %v", round, a.status, a.body, a.err)
@@ -110,6 +96,29 @@ func TestKilledCacheIsRight(t *testing.T) {
 			t.Fatalf("round %d", round)
 		}
 	}
+}
+
+// serveProcess opens a cache in a process of its own.
+func serveProcess(t testing.TB, dir, host string, room int64) (url string, cmd *exec.Cmd) {
+	t.Helper()
+	cmd = exec.Command(os.Args[0], "-test.run=^TestServeForever$")
+	cmd.Env = append(os.Environ(), killDir+"="+dir, killHost+"="+host, killRoom+"="+strconv.FormatInt(room, 10))
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = cmd.Process.Kill() }) // it runs forever
+	lines := bufio.NewScanner(out)
+	for lines.Scan() {
+		if url, ok := strings.CutPrefix(lines.Text(), "serving "); ok {
+			return url, cmd
+		}
+	}
+	t.Fatal("the cache does not open")
+	return "", nil
 }
 
 // readSome reads a range and reports whether the cache is still there. What it
