@@ -1,6 +1,9 @@
 package deliver_test
 
 import (
+	"bytes"
+	"encoding/binary"
+	"errors"
 	"fmt"
 	"slices"
 	"testing"
@@ -88,6 +91,74 @@ func TestCopiesFromPartitions(t *testing.T) {
 	}
 }
 
+// TestOddSectorsWaitForEachOther copies blocks that lie across those that are
+// written, in circles, with hardly any room.
+func TestOddSectorsWaitForEachOther(t *testing.T) {
+	s := newFullScene(t)
+	data := s.raw[2*mib : 3*mib]
+	var turned []byte // each run of blocks exchanged with the next
+	for pair := range slices.Chunk(data, 18*mapBlock) {
+		n := min(9*mapBlock, len(pair)/2/mapBlock*mapBlock)
+		turned = append(append(turned, pair[n:]...), pair[:n]...)
+	}
+	for _, chunks := range []int64{1, 2, 3, 5} {
+		room := func(_ *deliver.Want, h *deliver.Have) {
+			if h != nil {
+				h.SetStaging(chunks * chunkSize)
+			}
+		}
+		before := withPartition(t, s.size, mib+3*512, append(bytes.Repeat([]byte{1}, mib), turned...))
+		if sum, _ := applyMoved(t, s, before, room); sum.Copy < min(3, chunks)*chunkSize {
+			t.Errorf("room for %d chunks: copies %d bytes", chunks, sum.Copy)
+		}
+	}
+}
+
+// TestScanEIO takes what cannot be read for not there: what is planned as a copy
+// is one.
+func TestScanEIO(t *testing.T) {
+	s := newFullScene(t)
+	before := withPartition(t, s.size, mib, append(bytes.Repeat([]byte{1}, mib+chunkSize), s.raw[2*mib:3*mib-chunkSize]...))
+	disk := delivertest.NewDisk(before, 512)
+	bad := diskimage.Extent{Off: 3*mib + 256<<10, Len: 512} // where nothing is overwritten: the best of sources
+	disk.Fault = func(op delivertest.Op) error {
+		if op.Kind == delivertest.Read && op.Overlaps(bad) {
+			return errors.New("input/output error")
+		}
+		return nil
+	}
+	plan := movedPlan(t, s, disk, deliver.Options{Workers: 1})
+	disk.Fault = nil
+	report, err := deliver.Apply(ctx, plan, s.source, disk, deliver.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if report.Bytes.Copied == 0 || report.Bytes.Copied != plan.Bytes(deliver.Copy) || report.Bytes.Decoded != plan.Bytes(deliver.Fetch) {
+		t.Errorf("planned %v, did %+v", plan.Summary(), report.Bytes)
+	}
+}
+
+// TestGivesUpEarly stops reading the map of a large image when nothing of it is
+// on the disk.
+func TestGivesUpEarly(t *testing.T) {
+	const size = 80 * mib
+	raw := make([]byte, size)
+	for off := 0; off < size; off += 512 {
+		binary.LittleEndian.PutUint64(raw[off:], uint64(off)+1)
+	}
+	source, err := delivertest.NewImage(raw, 512, 64<<10, 16*mib)
+	if err != nil {
+		t.Fatal(err)
+	}
+	asked := 0
+	source.MapFault = func(int, []uint64) error { asked++; return nil }
+	s := &scene{raw: raw, source: source, size: size, sector: 512}
+	movedPlan(t, s, delivertest.NewDisk(dirty(size), 512), deliver.Options{})
+	if want := 8<<10/16 + 1; asked != want {
+		t.Errorf("read %d chunks of the map, want %d", asked, want)
+	}
+}
+
 // TestWhatGoesFirstIsNoSource copies nothing from what is zeroed or discarded
 // before.
 func TestWhatGoesFirstIsNoSource(t *testing.T) {
@@ -123,14 +194,28 @@ func TestWhatGoesFirstIsNoSource(t *testing.T) {
 	}
 }
 
+// holed is a disk that knows of a hole.
+type holed struct {
+	*delivertest.Disk
+	hole diskimage.Extent
+}
+
+func (h holed) Holes(e diskimage.Extent) ([]diskimage.Extent, error) {
+	return []diskimage.Extent{h.hole.Intersect(e)}, nil
+}
+
 // TestWhereIsLooked reads no more than twice the image, wherever partitions say
 // that something was, and never what is in place or a hole.
 func TestWhereIsLooked(t *testing.T) {
 	s := newFullScene(t)
 	s.size = 64 * mib
-	before := withPartition(t, s.size, mib, s.raw[2*mib:3*mib])
+	inPlace, hole := diskimage.Extent{Off: 2 * mib, Len: 256 << 10}, diskimage.Extent{Off: mib + 512<<10, Len: 256 << 10}
+	before := withPartition(t, s.size, mib, nil)
 	scribble(before[3*mib:63*mib], 9)
-	disk := delivertest.NewDisk(before, 512)
+	copy(before[3*mib:], s.raw[2*mib+256<<10:3*mib])
+	copy(before[inPlace.Off:inPlace.End()], s.raw[inPlace.Off:])
+	clear(before[hole.Off:hole.End()])
+	disk := holed{delivertest.NewDisk(before, 512), hole}
 	w := s.want(t)
 	have, err := deliver.Look(ctx, w, disk, deliver.Options{})
 	if err != nil {
@@ -147,11 +232,48 @@ func TestWhereIsLooked(t *testing.T) {
 	}
 	const size = 4 * mib
 	for _, e := range read {
-		if e.Off < mib || e.End() > mib+size {
+		if e.Off < mib || e.End() > mib+size || e.Overlaps(inPlace) || e.Overlaps(hole) {
 			t.Errorf("read %v", e)
 		}
 	}
 	if total > 2*(2*size) || total < size { // a sample, and the scan
+		t.Errorf("read %d bytes", total)
+	}
+	if found := have.Elsewhere(w); found != 768<<10 {
+		t.Errorf("found %d bytes elsewhere", found)
+	}
+}
+
+// TestManyPartitions reads no more of a disk with many than of one with few.
+func TestManyPartitions(t *testing.T) {
+	s := newFullScene(t)
+	s.size = 64 * mib
+	table := &diskimage.Table{DiskGUID: diskimage.DeriveGUID("old"), DiskSize: s.size, SectorSize: 512}
+	for i := range int64(9) {
+		name := fmt.Sprint(i)
+		table.Partitions = append(table.Partitions, diskimage.Partition{Name: name, Type: diskimage.TypeLinuxData,
+			GUID: diskimage.DeriveGUID("old", name), Extent: diskimage.Extent{Off: (1 + 6*i) * mib, Len: 6 * mib}})
+	}
+	primary, _, err := gpt.Encode(table)
+	if err != nil {
+		t.Fatal(err)
+	}
+	before := dirty(s.size)
+	copy(before, primary)
+	copy(before[mib:], s.raw[2*mib:3*mib])
+	copy(before[7*mib:], s.raw[2*mib:3*mib])
+	disk := delivertest.NewDisk(before, 512)
+	w := s.want(t)
+	have, err := deliver.Look(ctx, w, disk, deliver.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	total := int64(0)
+	disk.Fault = func(op delivertest.Op) error { total += op.Len; return nil }
+	if err := deliver.LookElsewhere(ctx, w, have, s.source, disk, deliver.Options{}); err != nil {
+		t.Fatal(err)
+	}
+	if total > 2*(2*4*mib) { // a sample of all, and the scan
 		t.Errorf("read %d bytes", total)
 	}
 }
