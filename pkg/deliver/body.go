@@ -93,7 +93,7 @@ func (g *group) units(w window) iter.Seq[unit] {
 			}
 			p := g.lanes[first].plan
 			piece := p.want.pieces[at[first]]
-			switch p.actions[at[first]] {
+			switch g.lanes[first].actions[at[first]] {
 			case Fetch:
 				if len(fetch.chunks) > 0 && !p.joins(fetch.chunks, piece.ref) {
 					if !yield(fetch) {
@@ -103,13 +103,14 @@ func (g *group) units(w window) iter.Seq[unit] {
 				}
 				who := uint64(0)
 				for i, a := range g.lanes {
-					if k := at[i]; k < w[i].to && a.plan.actions[k] == Fetch && a.plan.want.pieces[k].ref == piece.ref {
+					if k := at[i]; k < w[i].to && a.actions[k] == Fetch && a.plan.want.pieces[k].ref == piece.ref {
 						who |= 1 << i
 						at[i]++
 					}
 				}
 				fetch.chunks, fetch.lanes = append(fetch.chunks, piece.ref), append(fetch.lanes, who)
 				continue
+			case Copy: // it is there already
 			case PutOverlay:
 				if !yield(unit{action: PutOverlay, lane: first, cell: piece.ref}) {
 					return

@@ -44,7 +44,7 @@ func startsCD(block []byte) bool {
 func cutCD(last []late, sector int64) (rest, cd []late) {
 	rest = last
 	for off := cdDescriptors.Off; off < cdDescriptors.End(); off += cdBlock {
-		b := held(last, diskimage.Extent{Off: off, Len: 64})
+		b := within(last, diskimage.Extent{Off: off, Len: 64})
 		if b == nil || !startsCD(b) {
 			continue
 		}
@@ -57,8 +57,8 @@ func cutCD(last []late, sector int64) (rest, cd []late) {
 	return rest, cd
 }
 
-// held returns the bytes of e, or nil where they are zeros or in no one piece.
-func held(last []late, e diskimage.Extent) []byte {
+// within returns the bytes of e, or nil where they are zeros or in no one piece.
+func within(last []late, e diskimage.Extent) []byte {
 	for _, l := range last {
 		if l.data != nil && l.Contains(e) {
 			return l.data[e.Off-l.Off:][:e.Len]

@@ -22,6 +22,10 @@ type Have struct {
 	looked int64              // bytes that were read
 	took   time.Duration      // to look
 	before TableSummary
+
+	moved   []moved // what LookElsewhere found
+	mapped  int64   // bytes of the block map that were fetched for it
+	staging int64   // bytes that chunks which are copied may wait in
 }
 
 // Equal returns how many bytes of want are known to be there.
@@ -34,9 +38,11 @@ func (h *Have) Equal(want *Want) (n int64) {
 	return n
 }
 
-// forgotten is what of h counts where all of want is to be written.
+// forgotten is h where nothing of want is at its place.
 func (h *Have) forgotten(want *Want) *Have {
-	return &Have{equal: make([]bool, len(want.pieces)), stale: h.stale, cd: h.cd, erase: h.erase, looked: h.looked, took: h.took, before: h.before}
+	known := *h
+	known.equal = make([]bool, len(want.pieces))
+	return &known
 }
 
 // samples is how many chunks over the disk are tried before all are read. One

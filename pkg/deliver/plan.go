@@ -18,9 +18,10 @@ const (
 	Zero                     // make it zeros
 	Fetch                    // from the source
 	PutOverlay               // bytes computed or given for this machine
+	Copy                     // from another place of the target
 )
 
-var actionNames = [...]string{"skip", "zero", "fetch", "overlay"}
+var actionNames = [...]string{"skip", "zero", "fetch", "overlay", "copy"}
 
 // String returns one lower-case word.
 func (a Action) String() string { return actionNames[a] }
@@ -37,7 +38,9 @@ type Plan struct {
 	actions []Action           // one for each piece of want
 	clear   []diskimage.Extent // zeroed first; [0, one sector) leads
 	synced  []int              // after so many of them everything is made durable
-	off     int                // after so many of those it does not boot
+	copies  copies
+	rounds  []round // of copies
+	off     int     // after so many of those it does not boot
 	empty   bool
 }
 
@@ -65,6 +68,7 @@ func NewPlan(want *Want, have *Have) (*Plan, error) {
 	}
 	if want.rest == RestSecure { // nothing of what is there will be
 		have = have.forgotten(want)
+		have.moved = nil
 	}
 	p := &Plan{want: want, have: have, actions: make([]Action, len(want.pieces)), empty: want.rest != RestDiscard && len(have.erase) == 0}
 	for i := range want.pieces {
@@ -83,6 +87,7 @@ func NewPlan(want *Want, have *Have) (*Plan, error) {
 		}
 		p.actions[i] = [...]Action{zeros: Zero, chunk: Fetch, overlay: PutOverlay}[piece.kind]
 	}
+	p.planCopies()
 	return p, nil
 }
 
@@ -211,6 +216,7 @@ type Summary struct {
 	Empty   bool               `json:"empty"` // nothing to do
 	Skip    int64              `json:"skip"`  // bytes of the target
 	Zero    int64              `json:"zero"`
+	Copy    int64              `json:"copy"`
 	Fetch   int64              `json:"fetch"`
 	Overlay int64              `json:"overlay"`
 	Wire    int64              `json:"wire"` // compressed bytes to fetch
@@ -230,7 +236,7 @@ func (p *Plan) Summary() Summary {
 	return Summary{
 		Rest: p.want.rest, Beyond: beyond,
 		Target: p.want.target, Empty: p.empty, Clear: p.clear, Wire: p.FetchSize(),
-		Skip: p.Bytes(Skip), Zero: p.Bytes(Zero), Fetch: p.Bytes(Fetch), Overlay: p.Bytes(PutOverlay),
+		Skip: p.Bytes(Skip), Zero: p.Bytes(Zero), Copy: p.Bytes(Copy), Fetch: p.Bytes(Fetch), Overlay: p.Bytes(PutOverlay),
 		Before: p.have.before, After: Summarize(p.want.table),
 	}
 }
@@ -240,5 +246,5 @@ func (s Summary) String() string {
 	if s.Empty {
 		return fmt.Sprintf("nothing to do: all %d bytes are already there", s.Skip)
 	}
-	return fmt.Sprintf("skip %d, zero %d, fetch %d (%d on the wire), overlay %d bytes", s.Skip, s.Zero, s.Fetch, s.Wire, s.Overlay)
+	return fmt.Sprintf("skip %d, zero %d, copy %d, fetch %d (%d on the wire), overlay %d bytes", s.Skip, s.Zero, s.Copy, s.Fetch, s.Wire, s.Overlay)
 }

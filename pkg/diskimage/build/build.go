@@ -25,6 +25,7 @@ import (
 	"time"
 
 	"github.com/imgpipe/imgpipe/pkg/diskimage"
+	"github.com/imgpipe/imgpipe/pkg/diskimage/boot/authenticode"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/customize"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/packages"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/recipe"
@@ -41,6 +42,8 @@ type Options struct {
 	Progress func(Event)      // called in order; nil for none
 	Now      func() time.Time // for Record.Steps
 	Evidence bool             // Contents and Origin of the Image will be asked for
+
+	SecureBoot *authenticode.Signer // signs the UKI; nil leaves it unsigned
 
 	debian func(context.Context, packages.Request, packages.Options) (*packages.Result, error) // for tests; nil is packages.Debian
 }
@@ -72,6 +75,8 @@ type Record struct {
 	RootSize  int64              `json:"rootSize"` // bytes
 	Kernel    string             `json:"kernel"`   // version
 	Steps     []StepTime         `json:"steps"`
+
+	SecureBoot string `json:"secureBoot,omitempty"` // SHA-256 of the certificate that the UKI is signed by
 
 	PackageSteps []packages.StepTime `json:"packageSteps,omitempty"` // within the step "packages"
 }
