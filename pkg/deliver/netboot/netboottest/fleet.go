@@ -113,26 +113,12 @@ func (f *Fleet) Boot(ctx context.Context, m Machine) (Result, error) {
 		delete(f.waiting, id)
 		f.mu.Unlock()
 	}()
-	var lease, boot *dhcpv4.DHCPv4
-	err := f.ask(ctx, &r, m.message(id, dhcpv4.MessageTypeDiscover), c, func(a *dhcpv4.DHCPv4) bool {
-		if a.MessageType() == dhcpv4.MessageTypeOffer && !a.YourIPAddr.IsUnspecified() && lease == nil {
-			lease = a
-		}
-		if a.MessageType() == dhcpv4.MessageTypeOffer && strings.HasPrefix(a.ClassIdentifier(), "PXEClient") && a.BootFileNameOption() != "" && boot == nil {
-			boot = a
-		}
-		return lease != nil && boot != nil
-	})
-	if err != nil {
-		return r, fmt.Errorf("discover (lease %v, boot file %v): %w", lease != nil, boot != nil, err)
+	lease, boot, err := f.lease(ctx, m, id, c, &r)
+	for n := 0; errors.Is(err, errRefused) && n < tries; n++ { // dnsmasq offers one address to several
+		lease, boot, err = f.lease(ctx, m, id, c, &r)
 	}
-	q := m.message(id, dhcpv4.MessageTypeRequest)
-	q.Options[50], q.Options[54] = lease.YourIPAddr.To4(), lease.Options[54]
-	err = f.ask(ctx, &r, q, c, func(a *dhcpv4.DHCPv4) bool {
-		return a.MessageType() == dhcpv4.MessageTypeAck && a.YourIPAddr.Equal(lease.YourIPAddr)
-	})
 	if err != nil {
-		return r, fmt.Errorf("request: %w", err)
+		return r, err
 	}
 	r.Addr, _ = netip.AddrFromSlice(lease.YourIPAddr.To4())
 	if err := f.assign(ctx, r.Addr); err != nil {
@@ -149,6 +135,38 @@ func (f *Fleet) Boot(ctx context.Context, m Machine) (Result, error) {
 		return r, fmt.Errorf("TFTP %s from %s: %w", r.File, r.Server, err)
 	}
 	return r, nil
+}
+
+var errRefused = errors.New("refused")
+
+// lease is DISCOVER to ACK; boot is the offer that names the boot file.
+func (f *Fleet) lease(ctx context.Context, m Machine, id dhcpv4.TransactionID, c chan *dhcpv4.DHCPv4, r *Result) (lease, boot *dhcpv4.DHCPv4, err error) {
+	err = f.ask(ctx, r, m.message(id, dhcpv4.MessageTypeDiscover), c, func(a *dhcpv4.DHCPv4) bool {
+		if a.MessageType() == dhcpv4.MessageTypeOffer && !a.YourIPAddr.IsUnspecified() && lease == nil {
+			lease = a
+		}
+		if a.MessageType() == dhcpv4.MessageTypeOffer && strings.HasPrefix(a.ClassIdentifier(), "PXEClient") && a.BootFileNameOption() != "" && boot == nil {
+			boot = a
+		}
+		return lease != nil && boot != nil
+	})
+	if err != nil {
+		return nil, nil, fmt.Errorf("discover (lease %v, boot file %v): %w", lease != nil, boot != nil, err)
+	}
+	q := m.message(id, dhcpv4.MessageTypeRequest)
+	q.Options[50], q.Options[54] = lease.YourIPAddr.To4(), lease.Options[54]
+	nak := false
+	err = f.ask(ctx, r, q, c, func(a *dhcpv4.DHCPv4) bool {
+		nak = a.MessageType() == dhcpv4.MessageTypeNak
+		return nak || a.MessageType() == dhcpv4.MessageTypeAck && a.YourIPAddr.Equal(lease.YourIPAddr)
+	})
+	if err != nil {
+		return nil, nil, fmt.Errorf("request: %w", err)
+	}
+	if nak {
+		return nil, nil, fmt.Errorf("request: %w", errRefused)
+	}
+	return lease, boot, nil
 }
 
 func (f *Fleet) assign(ctx context.Context, a netip.Addr) error {

@@ -123,11 +123,11 @@ func TestFleet(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("network namespaces need root")
 	}
-	machines := 20
+	machines, roles := 10, []string{"proxy"} // the full server first looks around for four seconds
 	if os.Getenv("IMGPIPE_NETBOOT") == "1" {
-		machines = 500
+		machines, roles = 500, []string{"proxy", "server"}
 	}
-	for _, role := range []string{"server", "proxy"} {
+	for _, role := range roles {
 		t.Run(role, func(t *testing.T) { fleet(t, role, machines) })
 	}
 }
@@ -170,7 +170,17 @@ func fleet(t *testing.T, role string, machines int) {
 		return func() string { b, _ := os.ReadFile(log); return string(b) }
 	}
 	if role == "proxy" {
-		start(in(srv, "dnsmasq", "-d", "-C", "/dev/null", "-p", "0", "-i", "srv0", "--no-ping", "--dhcp-lease-max=5000", "-F", "10.9.1.0,10.9.8.255,1h", "-l", filepath.Join(dir, "dnsmasq.leases")), "dnsmasq")
+		// Static addresses: dnsmasq keeps none for whom it offered it to, gives many
+		// of a rush the same one, and refuses them.
+		var hosts strings.Builder
+		for i := range machines {
+			fmt.Fprintf(&hosts, "%s,10.9.%d.%d\n", Machine{Number: i + 1}.MAC(), 1+(i+1)/250, 1+(i+1)%250)
+		}
+		file := filepath.Join(dir, "hosts")
+		if err := os.WriteFile(file, []byte(hosts.String()), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		start(in(srv, "dnsmasq", "--user=root", "--dhcp-hostsfile="+file, "-d", "-C", "/dev/null", "-p", "0", "-i", "srv0", "--no-ping", "--dhcp-lease-max=5000", "-F", "10.9.1.0,10.9.8.255,1h", "-l", filepath.Join(dir, "dnsmasq.leases")), "dnsmasq")
 	}
 	said := start(in(srv, os.Args[0]), "serve", "IMGPIPE_TEST_ROLE="+role, "IMGPIPE_TEST_LEASES="+filepath.Join(dir, "leases"))
 	for deadline := time.Now().Add(20 * time.Second); !strings.Contains(said(), "listening"); time.Sleep(10 * time.Millisecond) {
@@ -185,6 +195,10 @@ func fleet(t *testing.T, role string, machines int) {
 	s := said()
 	t.Logf("%s%s", out, s[max(0, len(s)-400):])
 	if err != nil {
+		if role == "proxy" {
+			b, _ := os.ReadFile(filepath.Join(dir, "dnsmasq"))
+			t.Logf("dnsmasq said last:\n%s", b[max(0, len(b)-2000):])
+		}
 		t.Errorf("the fleet: %v", err)
 	}
 }
