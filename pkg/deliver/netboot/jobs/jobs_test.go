@@ -217,6 +217,11 @@ func TestOneCommitOfAJob(t *testing.T) { // rule 2
 	f.refused(f.result(id, "k2", 2, broken), ErrEnded)
 	f.refused(f.result(id, "k1", 1, done), ErrSuperseded)
 	f.refused(f.begin(id, "k2", 2), ErrEnded)
+	for _, k := range []string{"k2", "k3"} { // it started from the network again
+		if g := f.claim("a", k); g.Verdict != None || g.Boot != BootDisk {
+			t.Errorf("%s claims what is committed: %+v", k, g)
+		}
+	}
 	f.is("a", Committed, BootDisk)
 }
 
@@ -394,6 +399,18 @@ func TestFailuresAndQuarantine(t *testing.T) {
 	f.must(f.begin(id, "k3", 3))
 	f.must(f.result(id, "k3", 3, idle)) // this attempt did not touch it; the one before may have
 	f.is("e", Quarantined, BootHold)
+
+	id = f.mustDeploy("g") // the same at the second attempt
+	f.mustGet("g", "k1", 1)
+	f.must(f.result(id, "k1", 1, idle))
+	f.wait(time.Minute)
+	f.mustGet("g", "k2", 2)
+	f.must(f.begin(id, "k2", 2))
+	f.must(f.result(id, "k2", 2, idle))
+	f.is("g", Queued, BootEnvironment)
+	_, err = f.s.Cancel(id, false, "me", f.now)
+	f.must(err)
+	f.is("g", Cancelled, BootDisk)
 }
 
 func TestDelays(t *testing.T) {
