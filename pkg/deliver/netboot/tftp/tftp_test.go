@@ -6,10 +6,8 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"io/fs"
 	"math/rand/v2"
 	"net"
-	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -364,16 +362,6 @@ func TestAnswersFromTheAddressThatWasAsked(t *testing.T) {
 		}
 		c.ack(1)
 	}
-}
-
-type slow struct{ release chan struct{} }
-
-func (s slow) Open(ctx context.Context, _ string, _ netip.AddrPort) (tftp.File, error) {
-	select {
-	case <-s.release:
-	case <-ctx.Done():
-	}
-	return nil, fs.ErrNotExist
 }
 
 // TestShutdown: sessions in every state end with the context.
