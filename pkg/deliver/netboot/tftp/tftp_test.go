@@ -29,7 +29,7 @@ func content(n int) []byte {
 // serve runs a server on loopback until the test ends.
 func serve(t *testing.T, files tftp.Files, o tftp.Options) (port int, stats *tftp.Stats) {
 	t.Helper()
-	conn, err := tftp.Listen(context.Background(), 0)
+	conn, err := tftp.Listen(context.Background(), ":0")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -366,7 +366,7 @@ func TestAnswersFromTheAddressThatWasAsked(t *testing.T) {
 
 // TestShutdown: sessions in every state end with the context.
 func TestShutdown(t *testing.T) {
-	conn, err := tftp.Listen(context.Background(), 0)
+	conn, err := tftp.Listen(context.Background(), ":0")
 	if err != nil {
 		t.Fatal(err)
 	}
