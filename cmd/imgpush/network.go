@@ -6,6 +6,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"strconv"
 	"sync"
 
 	"github.com/imgpipe/imgpipe/cmd/internal/ui"
@@ -38,7 +39,7 @@ func (n *network) start(ctx context.Context, s *netboot.Server, works *sync.Wait
 	if w.DHCP.Mode == "off" {
 		return nil
 	}
-	conn, err := tftp.Listen(ctx, w.Ports.TFTP)
+	conn, err := tftp.Listen(ctx, net.JoinHostPort(w.Listen, strconv.Itoa(w.Ports.TFTP)))
 	if err != nil {
 		return ui.Fail(ui.ExitOther, fmt.Errorf("TFTP: %w", err), "stop what listens there, or choose another port in SITE.yaml")
 	}
