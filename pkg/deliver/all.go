@@ -56,7 +56,7 @@ func (g *group) run(ctx context.Context, jobs []Job) {
 	}
 	g.meter = newMeter(g.opts)
 	for _, j := range jobs {
-		a := &applier{plan: j.Plan, target: j.Target, opts: g.opts, meter: g.meter, state: StateUntouched, turn: make(chan struct{}, 1)}
+		a := &applier{plan: j.Plan, target: j.Target, opts: g.opts, meter: g.meter, state: StateUntouched, actions: j.Plan.actions, turn: make(chan struct{}, 1)}
 		if len(jobs) > 1 {
 			a.meter = newMeter(Options{Progress: j.Progress, Now: g.opts.Now})
 			a.meter.wire = g.meter
@@ -75,6 +75,7 @@ func (g *group) run(ctx context.Context, jobs []Job) {
 	g.each((*applier).settled)
 	g.fetchCommit(ctx)
 	g.each(func(a *applier) error { return a.clear(ctx) })
+	g.each(func(a *applier) error { return a.copyAll(ctx) })
 	g.body(ctx)
 	g.beforeCommit(ctx)
 	g.each(func(a *applier) error { return a.commit(ctx) })

@@ -81,7 +81,7 @@ func (g *group) units(w window) iter.Seq[unit] {
 		for {
 			first, off := -1, int64(math.MaxInt64)
 			for i, a := range g.lanes {
-				for at[i] < w[i].to && !a.plan.writes(at[i]) {
+				for at[i] < w[i].to && (!a.plan.writes(at[i]) || a.actions[at[i]] == Copy) {
 					at[i]++
 				}
 				if at[i] < w[i].to && a.plan.want.pieces[at[i]].Off < off && a.alive() {
@@ -93,7 +93,7 @@ func (g *group) units(w window) iter.Seq[unit] {
 			}
 			p := g.lanes[first].plan
 			piece := p.want.pieces[at[first]]
-			switch p.actions[at[first]] {
+			switch g.lanes[first].actions[at[first]] {
 			case Fetch:
 				if len(fetch.chunks) > 0 && !p.joins(fetch.chunks, piece.ref) {
 					if !yield(fetch) {
@@ -103,7 +103,7 @@ func (g *group) units(w window) iter.Seq[unit] {
 				}
 				who := uint64(0)
 				for i, a := range g.lanes {
-					if k := at[i]; k < w[i].to && a.plan.actions[k] == Fetch && a.plan.want.pieces[k].ref == piece.ref {
+					if k := at[i]; k < w[i].to && a.actions[k] == Fetch && a.plan.want.pieces[k].ref == piece.ref {
 						who |= 1 << i
 						at[i]++
 					}
