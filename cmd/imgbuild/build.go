@@ -39,7 +39,7 @@ the recipe's base or packages change or --refresh asks the mirrors.
   imgbuild build recipes/debian-server.yaml -o oci:images:debian-server --set console=tty0
   imgbuild build recipes/debian-server.yaml --raw disk.raw
   imgbuild build recipes/debian-server.yaml --sbom --provenance --key ci.key
-  imgbuild build recipes/debian-server.yaml --secure-boot-key db.key --secure-boot-cert db.crt`,
+  imgbuild build recipe.yaml --secure-boot-key db.key --secure-boot-cert db.crt`,
 		Flags: append([]cli.Flag{
 			setFlag,
 			&cli.StringFlag{Name: "output", Aliases: []string{"o"}, Usage: "where the image goes: `oci:DIR[:TAG]`", DefaultText: "oci:images:NAME-RELEASE"},
