@@ -36,6 +36,7 @@ quick:
 judges: tools
 	IMGPIPE_JUDGES=1 IMGPIPE_MUTATIONS=100000 $(GO) test -count=1 -timeout 30m -v ./pkg/oci/sign ./cmd/imgpush -run 'Judges|Mutations'
 	IMGPIPE_KILLS=40 $(GO) test -count=1 -timeout 10m -v ./pkg/oci/registry -run 'Killed|Conformance'
+	IMGPIPE_KILLS=40 IMGPIPE_JUDGES=1 $(GO) test -count=1 -timeout 10m -v ./pkg/oci/cache -run 'Killed|Judges'
 
 # Real packages, real firmware, real boots: half an hour without KVM.
 boots: deps programs
@@ -54,6 +55,7 @@ bench: tools programs
 	@.ci/bench $(BUILD)
 	@.ci/bench-store $(BUILD)
 	@.ci/bench-deliver $(BUILD)
+	PATH=$$PATH:/usr/sbin $(GO) test ./pkg/oci/cache -run NONE -bench Nginx -benchtime 5x
 
 clean:
 	rm -rf $(BUILD)
