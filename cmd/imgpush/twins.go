@@ -22,6 +22,7 @@ type twin struct {
 	Path    string               `json:"path"`
 	Shares  []signature.Identity `json:"shares"`
 	Retired bool                 `json:"retired,omitempty"` // --retire names it
+	Allowed bool                 `json:"allowed,omitempty"` // --allow-twin names it
 	disk    *blockdev.Disk       // open, if it is to be retired
 	boot    []diskimage.Extent   // what that zeroes; LBA 0 leads
 }
@@ -78,6 +79,9 @@ func (ws writes) twins(ctx context.Context) (out retirees, err error) {
 			return out, ui.Fail(ui.ExitTarget, fmt.Errorf("whether another disk is a copy of this image is not known: %w; nothing was written", err), "")
 		}
 		found = twins(ctx, w.talk.Sayf, devices, openDevice(ctx), ids, known...)
+	}
+	if err := allowTwins(w.talk.Sayf, found, w.c.StringSlice("allow-twin"), sameFile); err != nil {
+		return out, exitError(err)
 	}
 	for _, w := range ws {
 		w.result.Twins = append(append(w.result.Twins, out...), found...)
@@ -140,20 +144,42 @@ func openDevice(ctx context.Context) func(blockdev.Device) (io.ReaderAt, func() 
 	}
 }
 
+// allowTwins marks those that --allow-twin names, and says what that means. It
+// has to name what is a copy.
+func allowTwins(say func(string, ...any), found []twin, paths []string, same func(a, b string) bool) error {
+	for _, path := range paths {
+		i := slices.IndexFunc(found, func(t twin) bool { return same(path, t.Path) })
+		if i < 0 {
+			return &deliver.Error{
+				Problem: deliver.ProblemTarget, State: deliver.StateUntouched, Try: "without --allow-twin, copies are listed",
+				Err: fmt.Errorf("--allow-twin: %s is no copy of this image among the other disks of this machine", path),
+			}
+		}
+		if t := &found[i]; !t.Allowed {
+			t.Allowed = true
+			say("warning: %s shares %s with what is written: while both are in one machine, it boots, and is configured from, either", t.Path, listed(t.Shares))
+		}
+	}
+	return nil
+}
+
 // refuseTwins says which disks the machine could boot as well.
 func refuseTwins(found []twin) error {
-	if len(found) == 0 {
-		return nil
-	}
 	var what, try []string
 	for _, t := range found {
+		if t.Allowed {
+			continue
+		}
 		what = append(what, fmt.Sprintf("%s shares %s with what is written", t.Path, listed(t.Shares)))
 		try = append(try, "--retire "+t.Path)
+	}
+	if len(what) == 0 {
+		return nil
 	}
 	return &deliver.Error{
 		Problem: deliver.ProblemTarget, State: deliver.StateUntouched,
 		Err: errors.New("the machine could boot, or configure, another disk in its place: " + strings.Join(what, "; ")),
-		Try: "take it out, or " + strings.Join(try, " ") + " to make it not bootable",
+		Try: "take it out, or " + strings.Join(try, " ") + " to make it not bootable, or --allow-twin if the target goes into another machine",
 	}
 }
 
@@ -240,8 +266,11 @@ func cmpOr(err error) error {
 func writeTwins(out io.Writer, found []twin) {
 	for _, t := range found {
 		what := "refused without --retire " + t.Path
-		if t.Retired {
+		switch {
+		case t.Retired:
 			what = "made not bootable"
+		case t.Allowed:
+			what = "left as it is: while both are in one machine, either may boot"
 		}
 		fmt.Fprintf(out, "  %s shares %s: %s\n", t.Path, listed(t.Shares), what)
 	}

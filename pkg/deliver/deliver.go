@@ -14,11 +14,13 @@
 // untouched; or does not boot; or is the verified image. The order is the
 // safety:
 //
-//	clear   LBA 0, sync, read back; the rest of the first MiB, the backup GPT, and the one that the old header names, sync
+//	clear   LBA 0, sync, read back; what it would start as a CD by, the same;
+//	        the rest of the first MiB, the backup GPT, and the one that the old header names, sync
 //	        (the GPT headers, sync, and what is erased beyond the image, sync, go before the rest)
 //	copy    chunks of the body that the target holds elsewhere, each hashed before it is written
 //	body    everything else, each chunk hashed before it is written; sync; read back, by windows
-//	commit  backup GPT and LBA 1 to the end of the first MiB, sync, read back; LBA 0, sync, read back
+//	commit  backup GPT and LBA 1 to the end of the first MiB, sync, read back; what the
+//	        image starts as a CD by, the same; LBA 0, sync, read back
 //
 // A plan without differences writes nothing. Every chunk is checked against the
 // digest in the index before a byte of it reaches the target; whether the index

@@ -40,6 +40,7 @@ type Plan struct {
 	synced  []int              // after so many of them everything is made durable
 	copies  copies
 	rounds  []round // of copies
+	off     int     // after so many of those it does not boot
 	empty   bool
 }
 
@@ -57,18 +58,17 @@ func NewPlan(want *Want, have *Have) (*Plan, error) {
 		return nil, finish(context.Background(), errors.New("plan: chunks under an overlay were not fetched: call Resolve first"), StateUntouched)
 	}
 	if have == nil {
-		have = &Have{}
+		have = &Have{cd: true}
 	}
 	if have.equal == nil {
-		known := *have
-		known.equal = make([]bool, len(want.pieces))
-		have = &known
+		have = have.forgotten(want)
 	}
 	if len(have.equal) != len(want.pieces) {
 		return nil, finish(context.Background(), errors.New("plan: what the target has was found for another want"), StateUntouched)
 	}
 	if want.rest == RestSecure { // nothing of what is there will be
-		have = &Have{equal: make([]bool, len(want.pieces)), stale: have.stale, erase: have.erase, looked: have.looked, took: have.took, before: have.before}
+		have = have.forgotten(want)
+		have.moved = nil
 	}
 	p := &Plan{want: want, have: have, actions: make([]Action, len(want.pieces)), empty: want.rest != RestDiscard && len(have.erase) == 0}
 	for i := range want.pieces {
@@ -91,11 +91,8 @@ func NewPlan(want *Want, have *Have) (*Plan, error) {
 	return p, nil
 }
 
-// cdDescriptors is where an ISO 9660 has its volume descriptors, the boot record
-// of El Torito among them: UEFI firmware starts such a disk whatever LBA 0 holds.
-var cdDescriptors = diskimage.Extent{Off: 32 << 10, Len: 32 << 10}
-
-// planClear lists what is zeroed first: the switch, then whatever else firmware
+// planClear lists what is zeroed first: the switch, a CD's too if there is one,
+// each made durable before anything else is touched; then whatever else firmware
 // or a kernel could take for a way in. What lies beyond the image goes in
 // between: behind the GPT's headers, since some firmware starts a disk by those
 // alone, and before its entries, by which a run that is cut here finds again
@@ -110,14 +107,16 @@ func (p *Plan) planClear() {
 	}
 	p.clear = append(p.clear, diskimage.Extent{Len: min(sector, w.target.Size)})
 	sync()
+	if cd := cdDescriptors.Intersect(diskimage.Extent{Len: w.target.Size}); p.have.cd && cd.Len > 0 {
+		p.clear = append(p.clear, cd)
+		sync()
+	}
+	p.off = len(p.synced)
 	if len(p.have.erase) > 0 || w.rest == RestDiscard || w.rest == RestSecure {
 		if w.head > sector {
 			p.clear = append(p.clear, diskimage.Extent{Off: sector, Len: min(sector, w.head-sector)})
 		}
 		p.clear = append(p.clear, p.have.stale...)
-		if cd := cdDescriptors.Intersect(diskimage.Extent{Len: w.head}); cd.Len > 0 {
-			p.clear = append(p.clear, cd)
-		}
 		sync()
 		p.clear = append(p.clear, p.have.erase...)
 		sync()
@@ -133,7 +132,7 @@ func (p *Plan) planClear() {
 			p.clear = append(p.clear, e)
 		}
 	}
-	if len(p.synced) == 1 { // else the headers are gone already
+	if len(p.synced) == p.off { // else the headers are gone already
 		sync()
 	}
 }
@@ -163,8 +162,8 @@ func (w *Want) covers(e diskimage.Extent) bool {
 // Empty reports whether the target is already what it shall be.
 func (p *Plan) Empty() bool { return p.empty }
 
-// Clear returns what is zeroed before anything else: LBA 0 leads and is
-// durable before the others are touched.
+// Clear returns what is zeroed before anything else: LBA 0 leads, then a CD's
+// descriptors where there are any; each is durable before the others are touched.
 func (p *Plan) Clear() []diskimage.Extent { return p.clear }
 
 // Steps yields what is done, in the order of the disk, neighbours with the same
