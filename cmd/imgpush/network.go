@@ -38,7 +38,7 @@ func (n *network) start(ctx context.Context, s *netboot.Server, works *sync.Wait
 	if w.DHCP.Mode == "off" {
 		return nil
 	}
-	conn, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.ParseIP(w.Listen), Port: w.Ports.TFTP})
+	conn, err := tftp.Listen(ctx, w.Ports.TFTP)
 	if err != nil {
 		return ui.Fail(ui.ExitOther, fmt.Errorf("TFTP: %w", err), "stop what listens there, or choose another port in SITE.yaml")
 	}
