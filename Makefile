@@ -49,6 +49,7 @@ bench: tools programs
 	@.ci/bench $(BUILD)
 	@.ci/bench-store $(BUILD)
 	@.ci/bench-deliver $(BUILD)
+	@.ci/bench-moved $(BUILD)
 
 clean:
 	rm -rf $(BUILD)
