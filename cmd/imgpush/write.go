@@ -49,7 +49,8 @@ none of them that volume is blank.
 
 A disk that is a member of a RAID or pool, or encrypted, is refused unless --destroy names
 that; so is one while another disk of the machine is a copy of it, unless --retire names
-the other, or --allow-twin where the two will not meet in one machine. What the disk was beyond the image is made unrecognisable: see --wipe.
+the other, or --allow-twin where the two will not meet in one machine. What the disk was
+beyond the image is made unrecognisable: see --wipe.
 
 Whom to believe is said by --key or --policy, as for imgpush verify; without either,
 nothing is written.

@@ -33,6 +33,7 @@ type applier struct {
 	mode    ReadMode
 	last    []late        // what the commit writes
 	actions []Action      // the plan's, until a copy turns out to be something to fetch
+	written *sums         // of what this run fetched and wrote
 	turn    chan struct{} // one window is read back at a time
 
 	mu     sync.Mutex

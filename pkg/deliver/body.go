@@ -220,7 +220,8 @@ func (g *group) writeWindow(ctx context.Context, win window) {
 type writer struct {
 	*group
 	fetcher *fetcher
-	lanes   []uint64 // of the chunks to come, as in a unit
+	chunks  []int32  // to come, as in a unit
+	lanes   []uint64 // of each of those
 	stage   []byte   // verified chunks, contiguous on the disk, not written yet
 	at      int64    // where they go
 	marks   []mark   // one for each of them
@@ -252,7 +253,7 @@ func (w *writer) do(ctx context.Context, u unit) error {
 	if w.stage == nil {
 		w.stage = make([]byte, 0, max(ioSize, w.fetcher.index.ChunkSize))
 	}
-	w.lanes = u.lanes
+	w.chunks, w.lanes = u.chunks, u.lanes
 	err := w.fetcher.window(ctx, u.chunks, w.room, w.keep)
 	w.flush() // what is verified is written, so that the next run does not fetch it again
 	return err
@@ -272,9 +273,11 @@ func (w *writer) keep(c diskimage.Chunk) {
 	if len(w.stage) == 0 {
 		w.at = c.Off
 	}
-	w.stage = w.stage[:len(w.stage)+int(c.Len)]
+	n := len(w.stage)
+	w.stage = w.stage[:n+int(c.Len)]
+	w.written.take(w.chunks[0], w.stage[n:])
 	w.marks = append(w.marks, mark{len(w.stage), w.lanes[0]})
-	w.lanes = w.lanes[1:]
+	w.chunks, w.lanes = w.chunks[1:], w.lanes[1:]
 }
 
 // flush writes what is staged to each lane, neighbours that it wants at once.

@@ -33,7 +33,7 @@ func TestTheBootProgramIsSignedWhenAskedFor(t *testing.T) {
 	program := func(o Options) (*Image, diskimage.Disk) {
 		t.Helper()
 		im := make1(t, load(t, text), o)
-		b, err := foreign.ReadFile(im.Disk, *im.Table.Find(diskimage.RoleESP), im.Table.SectorSize, "/EFI/BOOT/BOOTX64.EFI", 64<<20)
+		b, err := foreign.ReadFile(im.Disk, *im.Table.Find(diskimage.RoleESP), "/EFI/BOOT/BOOTX64.EFI", 64<<20)
 		if err != nil {
 			t.Fatal(err)
 		}

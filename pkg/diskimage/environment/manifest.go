@@ -1,7 +1,6 @@
 package environment
 
 import (
-	"bufio"
 	"bytes"
 	"crypto/sha256"
 	"errors"
@@ -54,9 +53,8 @@ func ParseManifest(b []byte) (Manifest, error) {
 		return nil, fmt.Errorf("manifest: %d bytes, or the last line is cut; the memory may be too small for the initramfs", len(b))
 	}
 	var m Manifest
-	lines := bufio.NewScanner(bytes.NewReader(b))
-	for lines.Scan() {
-		f, err := parseFile(lines.Text())
+	for line := range strings.Lines(string(b)) {
+		f, err := parseFile(strings.TrimSuffix(line, "\n"))
 		if err == nil && len(m) > 0 && m[len(m)-1].Path >= f.Path {
 			err = errors.New("not in order")
 		}
@@ -67,9 +65,6 @@ func ParseManifest(b []byte) (Manifest, error) {
 			return nil, fmt.Errorf("manifest: line %d: %w", len(m)+1, err)
 		}
 		m = append(m, f)
-	}
-	if err := lines.Err(); err != nil {
-		return nil, fmt.Errorf("manifest: line %d: %w", len(m)+1, err)
 	}
 	return m, nil
 }

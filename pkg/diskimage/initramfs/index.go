@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"fmt"
 	"slices"
-	"strings"
 )
 
 // indices returns what depmod would write beside the modules, in the text formats
@@ -28,19 +27,10 @@ func (k *Kernel) indices(modules []*Module) map[string][]byte {
 		}
 		dep.WriteByte('\n')
 		for _, a := range m.Aliases {
-			fmt.Fprintf(&alias, "alias %s %s\n", aliasText(a), m.Name)
+			fmt.Fprintf(&alias, "alias %s %s\n", a, m.Name)
 		}
-		if len(m.Pre)+len(m.Post) > 0 {
-			fmt.Fprintf(&soft, "softdep %s", m.Name)
-			for _, part := range []struct {
-				word  string
-				names []string
-			}{{"pre:", m.Pre}, {"post:", m.Post}} {
-				if len(part.names) > 0 {
-					fmt.Fprintf(&soft, " %s %s", part.word, strings.Join(part.names, " "))
-				}
-			}
-			soft.WriteByte('\n')
+		for _, value := range m.Softdeps {
+			fmt.Fprintf(&soft, "softdep %s %s\n", m.Name, value)
 		}
 	}
 	return map[string][]byte{"modules.dep": dep.Bytes(), "modules.alias": alias.Bytes(),
@@ -63,22 +53,4 @@ func loadOrder(by map[string]*Module, m *Module) (out []*Module) {
 	}
 	add(m)
 	return out
-}
-
-// aliasText writes _ for - outside of brackets, as kmod's lookup does with what
-// it is asked for.
-func aliasText(a string) string {
-	b := []byte(a)
-	in := false
-	for i, c := range b {
-		switch {
-		case c == '[':
-			in = true
-		case c == ']':
-			in = false
-		case c == '-' && !in:
-			b[i] = '_'
-		}
-	}
-	return string(b)
 }

@@ -28,6 +28,7 @@ type Module struct {
 	Name     string
 	Path     string   // in the tree
 	Depends  []string // modules whose symbols it uses
+	Softdeps []string // as written: "pre: a b post: c"
 	Pre      []string // softdep, pre: load these first, modules or aliases
 	Post     []string // softdep, post: load these afterwards
 	Aliases  []string // patterns of what it is for: pci:v00008086d…
@@ -103,6 +104,7 @@ func (m *Module) set(key, value string) {
 			}
 		}
 	case "softdep":
+		m.Softdeps = append(m.Softdeps, value)
 		m.softdep(value)
 	case "alias":
 		m.Aliases = append(m.Aliases, value)

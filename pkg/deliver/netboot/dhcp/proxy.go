@@ -55,6 +55,7 @@ func (p Proxy) Serve(ctx context.Context, d Decider) error {
 		links = append(links, l)
 		names[l.Index] = name
 	}
+	p.Log.InfoContext(ctx, "dhcp: proxy listening", "interfaces", p.Interfaces)
 	w := newWorkers(maxWorkers, p.Stats)
 	defer w.wg.Wait()
 	s := proxying{p, d, w}

@@ -12,6 +12,7 @@ import (
 
 	"github.com/imgpipe/imgpipe/pkg/deliver/blockdev"
 	"github.com/imgpipe/imgpipe/pkg/deliver/netboot/identity"
+	"github.com/imgpipe/imgpipe/pkg/deliver/signature"
 )
 
 var (
@@ -81,6 +82,12 @@ var checks = map[string]func(string) (string, error){
 			return "", fmt.Errorf("%q means no one machine", s)
 		}
 		return t, nil
+	},
+	"signature": func(s string) (string, error) {
+		if !slices.Contains(signature.ProtectedNames(), s) {
+			return "", fmt.Errorf("want one of %s", strings.Join(signature.ProtectedNames(), ", "))
+		}
+		return s, nil
 	},
 	"query": func(s string) (string, error) {
 		_, err := blockdev.ParseQuery(s)

@@ -129,9 +129,9 @@ type Admin struct {
 type Settings struct {
 	Image         string   `key:"image" check:"ref" doc:"Reference of the image. A tag is pinned to its digest when a job is made."`
 	Disk          string   `key:"disk" check:"query" doc:"Query that means exactly one disk of the machine: docs/deliver.md."`
-	Destroy       []string `key:"destroy" check:"word" doc:"Protected signatures that may be erased: md, lvm, …; any."`
+	Destroy       []string `key:"destroy" check:"signature" doc:"Protected signatures that may be destroyed: docs/deliver.md."`
 	Retire        []string `key:"retire" check:"query" doc:"Queries of further disks, whose boot bytes are erased."`
-	Wipe          string   `key:"wipe" default:"signatures" enum:"signatures,discard,zero" doc:"What becomes of the disk beyond the image."`
+	Wipe          string   `key:"wipe" default:"signatures" enum:"none,signatures,discard,zero,secure" doc:"What becomes of the disk beyond the image."`
 	After         string   `key:"after" default:"reboot" enum:"reboot,kexec,poweroff" doc:"How the machine goes on after the commit."`
 	BootOrder     string   `key:"bootOrder" default:"network" enum:"network,disk,keep" doc:"Order of the firmware's boot entries after the commit."`
 	AllowRollback bool     `key:"allowRollback" doc:"Images older than what the disk holds are written."`

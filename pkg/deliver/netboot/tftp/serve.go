@@ -32,16 +32,31 @@ type peer struct {
 	local  netip.Addr
 }
 
+// Conn is the socket on which requests come in.
+type Conn struct{ c *udp.Conn }
+
+// Listen binds a UDP port on all IPv4 addresses: 69 by RFC 1350, 0 is any.
+func Listen(ctx context.Context, port int) (*Conn, error) {
+	c, err := udp.Listen(ctx, port)
+	if err != nil {
+		return nil, fmt.Errorf("tftp: %w", err)
+	}
+	return &Conn{c}, nil
+}
+
+// Port is the port that was bound.
+func (c *Conn) Port() int { return c.c.LocalAddr().(*net.UDPAddr).Port }
+
+// Close is for a Conn that is not served.
+func (c *Conn) Close() error { return c.c.Close() }
+
 // Serve answers on conn until ctx ends, then waits for its sessions, which end
 // with ctx as well, and returns nil. conn is closed. An error means that conn
 // broke: nothing is served any more.
-func Serve(ctx context.Context, conn *net.UDPConn, files Files, o Options) error {
-	c, err := udp.Wrap(conn)
-	if err != nil {
-		return fmt.Errorf("tftp: %w", err)
-	}
+func Serve(ctx context.Context, conn *Conn, files Files, o Options) error {
+	c := conn.c
 	s := &server{Options: o.withDefaults(), files: files, conn: c, sessions: map[peer]struct{}{}}
-	_ = conn.SetReadBuffer(1 << 20) // requests of many at once; a smaller one loses some, which are repeated
+	_ = c.SetReadBuffer(1 << 20) // requests of many at once; a smaller one loses some, which are repeated
 	stop := context.AfterFunc(ctx, func() { c.Close() })
 	defer stop()
 	defer c.Close()

@@ -170,8 +170,11 @@ func (l *Link) Addr() (netip.Prefix, error) {
 }
 
 // SendLink sends to a machine on the link, whatever the kernel knows of it.
-func (l *Link) SendLink(to net.HardwareAddr, d Datagram) error {
-	_, err := l.f.Write(frame(to, l.MAC, d.IP()))
+func (l *Link) SendLink(to net.HardwareAddr, d Datagram) error { return l.SendFrom(l.MAC, to, d) }
+
+// SendFrom sends as another machine would.
+func (l *Link) SendFrom(from, to net.HardwareAddr, d Datagram) error {
+	_, err := l.f.Write(frame(to, from, d.IP()))
 	return err
 }
 

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 )
@@ -19,27 +20,17 @@ type Conn struct{ *net.UDPConn }
 
 // Listen binds a port on all addresses; 0 is any.
 func Listen(ctx context.Context, port int) (*Conn, error) {
-	var lc net.ListenConfig
+	// Before the bind, so that no packet is without its address.
+	lc := net.ListenConfig{Control: func(_, _ string, raw syscall.RawConn) error {
+		var inner error
+		err := raw.Control(func(fd uintptr) { inner = unix.SetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_PKTINFO, 1) })
+		return errors.Join(err, inner)
+	}}
 	pc, err := lc.ListenPacket(ctx, "udp4", fmt.Sprintf(":%d", port))
 	if err != nil {
 		return nil, err
 	}
-	return Wrap(pc.(*net.UDPConn))
-}
-
-// Wrap makes use of a socket that exists already; it is closed if that fails.
-func Wrap(c *net.UDPConn) (*Conn, error) {
-	raw, err := c.SyscallConn()
-	if err == nil {
-		var inner error
-		err = raw.Control(func(fd uintptr) { inner = unix.SetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_PKTINFO, 1) })
-		err = errors.Join(err, inner)
-	}
-	if err != nil {
-		c.Close()
-		return nil, fmt.Errorf("udp %s: %w", c.LocalAddr(), err)
-	}
-	return &Conn{c}, nil
+	return &Conn{pc.(*net.UDPConn)}, nil
 }
 
 // Arrival says where a packet came in.
