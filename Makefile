@@ -57,6 +57,7 @@ bench: tools programs
 	@.ci/bench-store $(BUILD)
 	@.ci/bench-deliver $(BUILD)
 	PATH=$$PATH:/usr/sbin $(GO) test ./pkg/oci/cache -run NONE -bench Nginx -benchtime 5x
+	@.ci/bench-moved $(BUILD)
 
 clean:
 	rm -rf $(BUILD)
