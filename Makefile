@@ -36,11 +36,14 @@ quick:
 judges: tools
 	IMGPIPE_JUDGES=1 IMGPIPE_MUTATIONS=100000 $(GO) test -count=1 -timeout 30m -v ./pkg/oci/sign ./cmd/imgpush -run 'Judges|Mutations'
 	IMGPIPE_KILLS=40 $(GO) test -count=1 -timeout 10m -v ./pkg/oci/registry -run 'Killed|Conformance'
+	IMGPIPE_KILLS=40 IMGPIPE_JUDGES=1 $(GO) test -count=1 -timeout 10m -v ./pkg/oci/cache -run 'Killed|Judges'
 
 # Real packages, real firmware, real boots: half an hour without KVM.
 boots: deps programs
 	@.ci/kernel $(BUILD)/kernel
 	IMGPIPE_QEMU=1 IMGPIPE_QEMU_ROOT=$(CURDIR)/$(BUILD)/kernel $(GO) test -count=1 -timeout 30m -v ./pkg/diskimage/boot -run Firmware
+	IMGPIPE_NETBOOT=1 IMGPIPE_QEMU_ROOT=$(CURDIR)/$(BUILD)/kernel $(GO) test -count=1 -timeout 30m -v ./cmd/internal/lab -run LocalBoot
+	IMGPIPE_QEMU_ROOT=$(CURDIR)/$(BUILD)/kernel $(GO) test -count=1 -v ./pkg/diskimage/initramfs -run Judges
 	IMGPIPE_QEMU=1 $(GO) test -count=1 -timeout 30m -v ./cmd/imgpush -run 'TestFirmware'
 	IMGPIPE_BOOTS=1 IMGPIPE_QEMU_ROOT=$(CURDIR)/$(BUILD)/kernel $(GO) test -count=1 -timeout 60m -v ./cmd/imgbuild -run 'TestBoots'
 	IMGPIPE_BOOTS=1 $(GO) test -count=1 ./cmd/imgpush -run 'TestScripts/retired'
@@ -53,6 +56,8 @@ bench: tools programs
 	@.ci/bench $(BUILD)
 	@.ci/bench-store $(BUILD)
 	@.ci/bench-deliver $(BUILD)
+	PATH=$$PATH:/usr/sbin $(GO) test ./pkg/oci/cache -run NONE -bench Nginx -benchtime 5x
+	@.ci/bench-moved $(BUILD)
 
 clean:
 	rm -rf $(BUILD)

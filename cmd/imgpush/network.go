@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"path/filepath"
+	"strconv"
 	"sync"
 	"time"
 
@@ -42,7 +43,7 @@ func (n *network) start(ctx context.Context, s *netboot.Server, works *sync.Wait
 		return nil
 	}
 	var served sync.WaitGroup
-	conn, err := tftp.Listen(ctx, w.Ports.TFTP)
+	conn, err := tftp.Listen(ctx, net.JoinHostPort(w.Listen, strconv.Itoa(w.Ports.TFTP)))
 	if err != nil {
 		return ui.Fail(ui.ExitOther, fmt.Errorf("TFTP: %w", err), "stop what listens there, or choose another port in SITE.yaml")
 	}
