@@ -42,6 +42,8 @@ judges: tools
 boots: deps programs
 	@.ci/kernel $(BUILD)/kernel
 	IMGPIPE_QEMU=1 IMGPIPE_QEMU_ROOT=$(CURDIR)/$(BUILD)/kernel $(GO) test -count=1 -timeout 30m -v ./pkg/diskimage/boot -run Firmware
+	IMGPIPE_NETBOOT=1 IMGPIPE_QEMU_ROOT=$(CURDIR)/$(BUILD)/kernel $(GO) test -count=1 -timeout 30m -v ./cmd/internal/lab -run LocalBoot
+	IMGPIPE_QEMU_ROOT=$(CURDIR)/$(BUILD)/kernel $(GO) test -count=1 -v ./pkg/diskimage/initramfs -run Judges
 	IMGPIPE_QEMU=1 $(GO) test -count=1 -timeout 30m -v ./cmd/imgpush -run 'TestFirmware'
 	IMGPIPE_BOOTS=1 IMGPIPE_QEMU_ROOT=$(CURDIR)/$(BUILD)/kernel $(GO) test -count=1 -timeout 60m -v ./cmd/imgbuild -run 'TestBoots'
 	IMGPIPE_BOOTS=1 $(GO) test -count=1 ./cmd/imgpush -run 'TestScripts/retired'
@@ -55,6 +57,7 @@ bench: tools programs
 	@.ci/bench-store $(BUILD)
 	@.ci/bench-deliver $(BUILD)
 	PATH=$$PATH:/usr/sbin $(GO) test ./pkg/oci/cache -run NONE -bench Nginx -benchtime 5x
+	@.ci/bench-moved $(BUILD)
 
 clean:
 	rm -rf $(BUILD)

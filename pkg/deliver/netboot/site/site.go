@@ -77,8 +77,7 @@ type Ports struct {
 // DHCP says how DHCP is answered.
 type DHCP struct {
 	Mode   string   `key:"mode" default:"proxy" enum:"proxy,server,off" doc:"proxy: beside the site's own DHCP server. server: as the only one. off: not at all, and no TFTP."`
-	Subnet string   `key:"subnet" check:"subnet" doc:"server: the network, such as 10.1.0.0/24."`
-	Range  string   `key:"range" check:"range" doc:"server: addresses to give away, FIRST-LAST."`
+	Ranges []string `key:"ranges" check:"range" doc:"server: addresses to give away, FIRST-LAST, of the interface's own network."`
 	Router string   `key:"router" check:"address" doc:"server: default gateway."`
 	DNS    []string `key:"dns" check:"address" doc:"server: name servers."`
 	Domain string   `key:"domain" check:"host" doc:"server: domain name."`
@@ -161,6 +160,7 @@ type Config struct {
 type Machine struct {
 	Name     string `key:"name" required:"1" check:"name" doc:"Name at the site."`
 	Match    Match  `key:"match" required:"1" doc:"Which machine it is: all that is said must hold, one of a list is enough."`
+	Address  string `key:"address" check:"address" doc:"dhcp: server: the address that its (first) MAC gets."`
 	Settings `key:""`
 }
 

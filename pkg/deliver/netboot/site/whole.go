@@ -2,7 +2,6 @@ package site
 
 import (
 	"fmt"
-	"net/netip"
 	"slices"
 	"time"
 
@@ -75,21 +74,15 @@ func (d *decoder) network(n *strictyaml.Node) {
 	if len(w.Interfaces) > 1 {
 		d.Bad(n, "a DHCP server serves one interface")
 	}
-	dhcp := w.DHCP
-	if dhcp.Subnet == "" || dhcp.Range == "" {
-		d.Bad(n, "dhcp: a server needs subnet and range")
-		return
+	static := false
+	for _, m := range d.site.Machines {
+		static = static || m.Address != ""
 	}
-	subnet := netip.MustParsePrefix(dhcp.Subnet)
-	first, last, _ := ParseRange(dhcp.Range) // it was checked
-	if !subnet.Contains(first) || !subnet.Contains(last) || first == subnet.Addr() {
-		d.Bad(n, "dhcp.range: %s is not within %s", dhcp.Range, dhcp.Subnet)
+	if len(w.DHCP.Ranges) == 0 && !static {
+		d.Bad(n, "dhcp: a server needs ranges, or machines with an address")
 	}
-	if dhcp.Router != "" && !subnet.Contains(netip.MustParseAddr(dhcp.Router)) {
-		d.Bad(n, "dhcp.router: %s is not within %s", dhcp.Router, dhcp.Subnet)
-	}
-	if dhcp.Lease < Duration(time.Minute) {
-		d.Bad(n, "dhcp.lease: less than a minute")
+	if w.DHCP.Lease < Duration(2*time.Minute) {
+		d.Bad(n, "dhcp.lease: less than two minutes")
 	}
 }
 
@@ -107,6 +100,9 @@ func (d *decoder) machine(n *strictyaml.Node, m *Machine, read func(string, int6
 	}
 	if m.Requires > m.Level {
 		d.Bad(n, "requires %s, and level says %s: it would never get its job", m.Requires, m.Level)
+	}
+	if m.Address != "" && len(m.Match.MAC) == 0 {
+		d.Bad(n, "an address is given to a MAC, and match names none")
 	}
 	at := orRoot(n.Get("config"), n)
 	known := wire.Identity{UUID: "00000000-0000-4000-8000-000000000000", Serial: "SERIAL", MACs: []string{"52:54:00:00:00:01"}}
@@ -127,6 +123,9 @@ func (d *decoder) doubles(root *strictyaml.Node) {
 		}
 		if m.Match.Serial != "" && m.Match.UUID == "" && len(m.Match.MAC) == 0 {
 			keys = append(keys, "serial "+m.Match.Serial)
+		}
+		if m.Address != "" {
+			keys = append(keys, "address "+m.Address)
 		}
 		for _, k := range keys {
 			if other, ok := owner[k]; ok && other != m.Name {
