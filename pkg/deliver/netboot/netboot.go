@@ -46,6 +46,8 @@ type Options struct {
 	// Changed is told each change of a job once it is durable; nil: nobody. It
 	// must return soon.
 	Changed func(jobs.Change)
+	// Staged answers /admin/staged; nil: there is none.
+	Staged http.Handler
 	// Power runs a machine's command; nil: there is none.
 	Power func(ctx context.Context, argv, env []string) error
 	// Address is the IPv4 address by which machines reach this server, and
