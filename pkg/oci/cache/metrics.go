@@ -26,6 +26,7 @@ func (c *Cache) WriteMetrics(w io.Writer) {
 		{"stale_total", "counter", "Old listings of referrers given because upstream did not answer.", s.Stale.Load()},
 		{"used_bytes", "gauge", "Bytes on disk and on their way to it.", used},
 		{"limit_bytes", "gauge", "Bytes that may be on disk.", limit},
+		{"pinned_images", "gauge", "Images that are kept for jobs, or staged.", int64(c.Pins())},
 	} {
 		fmt.Fprintf(w, "# HELP imgpipe_cache_%s %s\n# TYPE imgpipe_cache_%s %s\nimgpipe_cache_%s %d\n", m.name, m.help, m.name, m.kind, m.name, m.value)
 	}
