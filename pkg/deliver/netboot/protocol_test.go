@@ -92,6 +92,59 @@ func TestAMachineThatWroteHalf(t *testing.T) {
 	}
 }
 
+// TestSiteChangesWhileAJobGoesOn: a machine that is writing is not told to boot
+// its disk because SITE.yaml calls it otherwise, or does not name it any more.
+func TestSiteChangesWhileAJobGoesOn(t *testing.T) {
+	h, ctx := serve(t, siteText(1, "")), t.Context()
+	h.deploy("m0")
+	a := h.agent(0)
+	answer, err := a.Claim(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := a.Begin(ctx, answer.Job); err != nil {
+		t.Fatal(err)
+	}
+	reload := func(text string) {
+		t.Helper()
+		next, err := site.Parse(filepath.Join(h.dir, "SITE.yaml"), []byte(text), site.Options{})
+		if err == nil {
+			err = h.s.Reload(next)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, text := range []string{strings.ReplaceAll(siteText(1, ""), "name: m0", "name: renamed"), siteText(0, "unknown: ignore\n") + "  - {name: other, match: {serial: x7}}\n"} {
+		reload(text)
+		if got := h.boots(0); got != "environment" {
+			t.Errorf("it boots %s", got)
+		}
+		if d, _ := h.s.Decide(wire.Identity{MACs: agenttest.Machine(0).Identity.MACs}); d != netboot.Boot {
+			t.Errorf("by its MAC it boots %v", d)
+		}
+	}
+	h.clock.add(time.Minute)
+	b := h.agent(0) // it was cut off, and its entry is gone: the job goes on
+	if answer, err = b.Claim(ctx); err != nil || answer.Action != wire.Deploy || answer.Job.Attempt != 2 {
+		t.Fatalf("got %+v, %v", answer, err)
+	}
+	reload(strings.ReplaceAll(siteText(1, ""), "name: m0", "name: renamed"))
+	if answer, err := h.agent(0).Claim(ctx); err != nil || answer.Action != wire.Hold || !strings.Contains(answer.Reason, "machine m0 has an open job") {
+		t.Errorf("got %+v, %v", answer, err)
+	}
+	reload(siteText(0, "") + "  - {name: other, match: {serial: x7}}\n")
+	if err := b.Begin(ctx, answer.Job); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.Result(ctx, answer.Job, wire.Result{Outcome: wire.Committed}); err != nil {
+		t.Fatal(err)
+	}
+	if got := h.boots(0); got != "disk" {
+		t.Errorf("committed, it boots %s", got)
+	}
+}
+
 func TestUnknownMachines(t *testing.T) {
 	ctx := t.Context()
 	for unknown, want := range map[string]struct {
