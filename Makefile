@@ -48,9 +48,11 @@ boots: deps programs
 	IMGPIPE_BOOTS=1 IMGPIPE_QEMU_ROOT=$(CURDIR)/$(BUILD)/kernel $(GO) test -count=1 -timeout 60m -v ./cmd/imgbuild -run 'TestBoots'
 	IMGPIPE_BOOTS=1 $(GO) test -count=1 ./cmd/imgpush -run 'TestScripts/retired'
 
-# The power-cut model with more of everything: minutes.
+# The models of power cuts, and of jobs, with more of everything: minutes.
 soak:
 	IMGPIPE_SOAK=1 $(GO) test -count=1 -timeout 60m -v ./pkg/deliver -run 'Power|Sync|EIO'
+	IMGPIPE_SOAK=500 $(GO) test -count=1 -timeout 60m -v ./pkg/deliver/netboot/jobs -run Whatever
+	IMGPIPE_NETBOOT=1 $(GO) test -count=1 -v ./pkg/deliver/netboot -run ManyMachines
 
 bench: tools programs
 	@.ci/bench $(BUILD)
