@@ -379,6 +379,9 @@ func TestPlainFiles(t *testing.T) {
 			t.Errorf("no %q in\n%s", want, text)
 		}
 	}
+	if _, text, _ := h.get("/boot.ipxe?arch=arm64&uuid=" + agenttest.Machine(0).Identity.UUID); strings.Contains(text, "vmlinuz") || strings.Contains(text, "exit") {
+		t.Errorf("an environment for another architecture: %s", text)
+	}
 	h.s.SetEnvironment(nil)
 	if status, _, header := h.get("/env/vmlinuz"); status != 503 || header.Get("Retry-After") == "" {
 		t.Errorf("without an environment: %d", status)
@@ -413,6 +416,56 @@ func TestARestartInTheMiddle(t *testing.T) {
 	}
 	if got := h2.job(j.ID).Job.State; got != jobs.Committed {
 		t.Errorf("got %s", got)
+	}
+}
+
+// TestASlowRegistry takes longer than a message may, and a message that does not
+// arrive is cut.
+func TestASlowRegistry(t *testing.T) {
+	defer netboot.SetBodyTime(100 * time.Millisecond)()
+	h := serve(t, siteText(1, ""))
+	if status, e := h.order("POST", "/admin/deploy", `{"machine": "m0", "image": "slow"}`, &netboot.JobAnswer{}); status != 200 {
+		t.Errorf("%d %s", status, e.Error)
+	}
+	body, feed := io.Pipe()
+	defer feed.Close()
+	r, _ := http.NewRequest("POST", "http://admin/admin/deploy", body)
+	r.Header.Set("Content-Type", "application/json")
+	if resp, err := h.admin.Do(r); err == nil && resp.StatusCode < 400 {
+		t.Error("a message that does not arrive is taken")
+	}
+}
+
+// TestTheCertificateIsRenewed a month before its end, and when names change.
+func TestTheCertificateIsRenewed(t *testing.T) {
+	dir, c := t.TempDir(), &clock{t: time.Now()}
+	serial := func(text string) string {
+		h := serveIn(t, dir, text, c)
+		defer h.stop()
+		conn, err := tls.Dial("tcp", strings.TrimPrefix(h.tls, "https://"), &tls.Config{RootCAs: h.roots, ServerName: wire.ServerName, Time: c.Now})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		leaf := conn.ConnectionState().PeerCertificates[0]
+		if left := leaf.NotAfter.Sub(c.Now()); left < 29*24*time.Hour {
+			t.Errorf("it ends in %v", left)
+		}
+		return leaf.SerialNumber.String()
+	}
+	text := siteText(1, "")
+	first := serial(text)
+	c.add(50 * 24 * time.Hour)
+	if serial(text) != first {
+		t.Error("it is renewed too soon")
+	}
+	c.add(15 * 24 * time.Hour)
+	second := serial(text)
+	if second == first {
+		t.Error("it is not renewed")
+	}
+	if serial(strings.Replace(text, "network: {", "network: {names: [boot.example], ", 1)) == second {
+		t.Error("another name, and the same certificate")
 	}
 }
 

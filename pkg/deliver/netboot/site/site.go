@@ -138,7 +138,7 @@ type Settings struct {
 	Quarantine    string   `key:"quarantine" default:"hold" enum:"hold,powerOff" doc:"What a machine does whose disk may be half written and that has no job."`
 	Deploy        string   `key:"deploy" default:"manual" enum:"manual,first" doc:"first: a machine that never had a job gets one when the site is loaded."`
 	Level         string   `key:"level" default:"L0" enum:"L0,L1,L2" doc:"How the environment reaches the machine: docs/netboot.md, section 3."`
-	Requires      string   `key:"requires" default:"L0" enum:"L0,L1,L2" doc:"The least level at which the machine is given its job."`
+	Requires      string   `key:"requires" enum:"L0,L1,L2" doc:"The least level at which the machine is given its job; else L1 where the job has secrets or may destroy, L0 where not."`
 	Power         []string `key:"power" check:"argument" doc:"Command that restarts the machine into the network: program and arguments."`
 	Rescue        []string `key:"rescue" check:"key" doc:"Lines of authorized_keys that may log in to the environment while it holds."`
 	Config        Config   `key:"config" doc:"What cloud-init is told."`

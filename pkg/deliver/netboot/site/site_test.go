@@ -21,6 +21,7 @@ trust: {keys: [a.pub]}
 defaults:
   image: registry.example/os/debian:1
   disk: size>=10G
+  requires: L0
   config:
     userData: |
       #cloud-config
@@ -151,6 +152,7 @@ func TestMistakes(t *testing.T) {
 		{with("bootTimeout: none", "bootTimeout: 0s"), "want a time from 1s"},
 		{with("bootTimeout: none", "match: {}"), "stands twice"},
 		{with("after: kexec", "requires: L2"), "would never get its job"},
+		{with("  requires: L0\n", ""), "vars.password is a secret, at level L0"},
 		{with("after: kexec", "image: {}"), "want text"},
 		{with("after: kexec", "sshKeys: [x]"), "not known"},
 		{with("after: kexec", "config: {sshKeys: [\"-----BEGIN PRIVATE\"]}"), "not a line of authorized_keys"},

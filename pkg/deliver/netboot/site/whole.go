@@ -2,6 +2,7 @@ package site
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -98,7 +99,15 @@ func (d *decoder) machine(n *strictyaml.Node, m *Machine, read func(string, int6
 	if m.Image != "" && m.Disk == "" {
 		d.Bad(n, "disk is missing: which one is the image written to?")
 	}
-	if m.Requires > m.Level {
+	if m.Requires == "" {
+		m.Requires = "L0"
+		if why := m.delicate(); why != "" {
+			m.Requires = "L1"
+			if m.Level == "L0" {
+				d.Bad(n, "%s at level L0, where the machine's network could give it another kernel; where that network is trusted, say requires: L0", why)
+			}
+		}
+	} else if m.Requires > m.Level {
 		d.Bad(n, "requires %s, and level says %s: it would never get its job", m.Requires, m.Level)
 	}
 	if m.Address != "" && len(m.Match.MAC) == 0 {
@@ -110,6 +119,24 @@ func (d *decoder) machine(n *strictyaml.Node, m *Machine, read func(string, int6
 	if err != nil {
 		d.Bad(at, "%v", err)
 	}
+}
+
+// delicate says what of a job is not for everybody, or "".
+func (m *Machine) delicate() string {
+	for _, name := range slices.Sorted(maps.Keys(m.Config.Vars)) {
+		if v := m.Config.Vars[name]; v.File != "" || v.Env != "" {
+			return "vars." + name + " is a secret,"
+		}
+	}
+	for _, s := range []*Source{m.Config.UserData, m.Config.MetaData, m.Config.NetworkConfig} {
+		if s != nil && s.Env != "" {
+			return s.Env + " is a secret,"
+		}
+	}
+	if len(m.Destroy) > 0 {
+		return "destroy"
+	}
+	return ""
 }
 
 // doubles reports machines that would match one claim.
