@@ -149,6 +149,7 @@ func serveSite(c *cli.Context, file string, now *site.Site) (err error) {
 	load := make(chan *site.Site, 1)
 	load <- now
 	works.Go(func() { src.follow(ctx, s, load, log) })
+	works.Go(func() { kept.pin(ctx, s) })
 	works.Go(func() { reload(ctx, file, s, load, log) })
 	if err := n.start(ctx, s, &works, cancel); err != nil {
 		return errors.Join(err, s.Close())
