@@ -43,6 +43,8 @@ type Options struct {
 	Programs map[string][]byte
 	// Cache answers /v2/. It asks MayRead; nil: there is none.
 	Cache http.Handler
+	// Staged answers /admin/staged; nil: there is none.
+	Staged http.Handler
 	// Power runs a machine's command; nil: there is none.
 	Power func(ctx context.Context, argv, env []string) error
 	// Address is the IPv4 address by which machines reach this server, and
