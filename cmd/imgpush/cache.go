@@ -19,6 +19,8 @@ import (
 	"github.com/imgpipe/imgpipe/cmd/internal/ui"
 	"github.com/imgpipe/imgpipe/pkg/deliver/netboot"
 	"github.com/imgpipe/imgpipe/pkg/deliver/netboot/site"
+	"github.com/imgpipe/imgpipe/pkg/deliver/netboot/wire"
+	"github.com/imgpipe/imgpipe/pkg/diskimage"
 	"github.com/imgpipe/imgpipe/pkg/oci"
 	"github.com/imgpipe/imgpipe/pkg/oci/cache"
 )
@@ -36,6 +38,11 @@ type blobs struct {
 
 // openBlobs opens STATE/cache.
 func openBlobs(c *cli.Context, now *site.Site, src *source, log *slog.Logger) (*blobs, error) {
+	for _, m := range now.Cache.Mirrors {
+		if err := c.Set("mirror", m); err != nil {
+			return nil, err
+		}
+	}
 	opener, err := refs.New(c)
 	if err != nil {
 		return nil, err
@@ -49,6 +56,47 @@ func openBlobs(c *cli.Context, now *site.Site, src *source, log *slog.Logger) (*
 		return nil, errors.Join(ui.Fail(ui.ExitTarget, err, ""), opener.Close())
 	}
 	return b, nil
+}
+
+// pinEvery is how often the cache looks which jobs are open.
+const pinEvery = 10 * time.Second
+
+// pin keeps the images of open jobs in the cache, until ctx ends.
+func (b *blobs) pin(ctx context.Context, s *netboot.Server) {
+	pinned := map[string]bool{}
+	tick := time.NewTicker(pinEvery)
+	defer tick.Stop()
+	for {
+		open := map[string]bool{}
+		for _, j := range s.Store().Current() {
+			if j.Open() {
+				b.pinJob(ctx, j.Spec.Image, open, pinned)
+			}
+		}
+		for image := range pinned {
+			if !open[image] {
+				b.Unpin(image)
+				delete(pinned, image)
+			}
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// pinJob pins an image that is not pinned. One whose manifest cannot be had now
+// is tried again.
+func (b *blobs) pinJob(ctx context.Context, image wire.Image, open, pinned map[string]bool) {
+	key := image.Repository + "@" + image.Digest
+	if open[key] = true; pinned[key] {
+		return
+	}
+	if d, err := diskimage.ParseDigest(image.Digest); err == nil {
+		pinned[key] = b.Pin(ctx, key, image.Repository, d) == nil
+	}
 }
 
 // Close comes after the last request.

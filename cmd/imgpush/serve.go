@@ -128,11 +128,10 @@ func serveSite(c *cli.Context, file string, now *site.Site) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, kept.Close()) }()
-	pins := newPins(kept, log)
 	n := &network{log: log, site: now, address: address}
 	o := netboot.Options{
 		Site: now, Resolve: src.resolve, Address: address, PlainPort: port(l.Plain), TLSPort: port(l.TLS),
-		Cache: kept, Staged: kept.StageHandler(kept.find), Changed: pins.changed, Metrics: []func(io.Writer){kept.WriteMetrics},
+		Cache: kept, Staged: kept.StageHandler(kept.find), Metrics: []func(io.Writer){kept.WriteMetrics},
 		Programs: map[string][]byte{}, Power: runPower, Now: time.Now, Rand: rand.Reader, Log: log,
 	}
 	for name, arch := range map[string]string{"local.efi": "amd64", "local-arm64.efi": "arm64"} {
@@ -149,8 +148,8 @@ func serveSite(c *cli.Context, file string, now *site.Site) (err error) {
 	defer cancel(nil)
 	load := make(chan *site.Site, 1)
 	load <- now
-	works.Go(func() { pins.follow(ctx, s.Store().Current()) })
 	works.Go(func() { src.follow(ctx, s, load, log) })
+	works.Go(func() { kept.pin(ctx, s) })
 	works.Go(func() { reload(ctx, file, s, load, log) })
 	if err := n.start(ctx, s, &works, cancel); err != nil {
 		return errors.Join(err, s.Close())

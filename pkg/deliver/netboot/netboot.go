@@ -43,9 +43,6 @@ type Options struct {
 	Programs map[string][]byte
 	// Cache answers /v2/. It asks MayRead; nil: there is none.
 	Cache http.Handler
-	// Changed is told each change of a job once it is durable; nil: nobody. It
-	// must return soon.
-	Changed func(jobs.Change)
 	// Staged answers /admin/staged; nil: there is none.
 	Staged http.Handler
 	// Power runs a machine's command; nil: there is none.
@@ -175,9 +172,6 @@ func (s *Server) changed(c jobs.Change) {
 		args = append(args, "reason", j.Reason)
 	}
 	s.count.add("imgpipe_job_changes_total", fmt.Sprintf("state=%q", j.State), 1)
-	if s.o.Changed != nil {
-		s.o.Changed(c)
-	}
 	switch {
 	case j.Frozen:
 		s.o.Log.Error("job frozen: two agents claim to be one machine", args...)

@@ -110,7 +110,8 @@ func (t Trust) IsZero() bool { return t.Policy == "" && len(t.Keys) == 0 && !t.I
 
 // Cache bounds the blob cache.
 type Cache struct {
-	Size Size `key:"size" default:"50G" doc:"Most bytes on disk: 200G, 64GiB."`
+	Size    Size     `key:"size" default:"50G" doc:"Most bytes on disk: 200G, 64GiB."`
+	Mirrors []string `key:"mirrors" check:"host" doc:"Registries to ask first: HOST[:PORT][/PREFIX]."`
 }
 
 // Size is a number of bytes.
