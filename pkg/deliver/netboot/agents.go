@@ -107,11 +107,7 @@ func decode(w http.ResponseWriter, r *http.Request, limit int64, v any) error {
 	if t, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err != nil || t != "application/json" {
 		return fmt.Errorf("%w: want Content-Type: application/json", errRequest)
 	}
-	// Where a connection has no deadlines, it waits. One that stayed would end the
-	// request's context, while a registry is asked, say.
-	conn := http.NewResponseController(w)
-	_ = conn.SetReadDeadline(time.Now().Add(bodyTime))
-	defer func() { _ = conn.SetReadDeadline(time.Time{}) }()
+	_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(bodyTime)) // where a connection has none, it waits
 	d := json.NewDecoder(http.MaxBytesReader(w, r.Body, limit))
 	if err := d.Decode(v); err != nil {
 		return fmt.Errorf("%w: %w", errRequest, err)
