@@ -81,6 +81,20 @@ func TestAMachineThatWroteHalf(t *testing.T) {
 	if answer, err := h.agent(0).Claim(ctx); err != nil || answer.Action != wire.Hold || !strings.Contains(answer.Reason, "half written") {
 		t.Errorf("got %+v, %v", answer, err)
 	}
+	off := strings.Replace(siteText(2, ""), "defaults:\n", "defaults:\n  quarantine: powerOff\n", 1)
+	next, err := site.Parse(filepath.Join(h.dir, "SITE.yaml"), []byte(off), site.Options{})
+	if err == nil {
+		err = h.s.Reload(next)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if answer, err := h.agent(0).Claim(ctx); err != nil || answer.Action != wire.PowerOff {
+		t.Errorf("got %+v, %v", answer, err)
+	}
+	if answer, err := h.agent(1).Claim(ctx); err != nil || answer.Action != wire.Local {
+		t.Errorf("a machine whose disk is whole: %+v, %v", answer, err)
+	}
 	if v := h.job(j.ID).Job; v.State != jobs.Failed || v.Reason != "write: EIO" {
 		t.Errorf("got %s %s", v.State, v.Reason)
 	}
