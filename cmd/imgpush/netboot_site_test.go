@@ -18,7 +18,7 @@ import (
 // the built commands, real firmware, a network namespace of their own.
 
 const (
-	bootTime   = 8 * time.Minute // for anything a machine does; emulated, on a busy host
+	bootTime   = 8 * time.Minute  // for anything a machine does; emulated, on a busy host
 	registryAt = "127.0.0.1:5000" // inside: only imgpush serve talks to it
 )
 

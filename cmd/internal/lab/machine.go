@@ -122,7 +122,10 @@ func (m *Machine) args(tap string) []string {
 	if memory == 0 {
 		memory = 1024
 	}
-	machine := "q35"
+	machine, rom := "q35", ",romfile=" // OVMF has a driver of its own; the card's ROM is iPXE
+	if s.Firmware == BIOS {
+		rom = ""
+	}
 	if s.Secure {
 		machine += ",smm=on"
 	}
@@ -131,7 +134,7 @@ func (m *Machine) args(tap string) []string {
 		"-machine", machine, "-accel", m.l.accel, "-cpu", "max", "-smp", "2", "-m", strconv.Itoa(memory),
 		"-uuid", s.UUID, "-smbios", "type=1,manufacturer=Lab,product=Machine,serial=" + s.Serial + ",uuid=" + s.UUID,
 		"-netdev", "tap,id=net0,ifname=" + tap + ",script=no,downscript=no",
-		"-device", "virtio-net-pci,netdev=net0,mac=" + s.MAC,
+		"-device", "virtio-net-pci,netdev=net0,mac=" + s.MAC + rom,
 		"-device", "virtio-rng-pci",
 	}
 	if s.Disk > 0 {
