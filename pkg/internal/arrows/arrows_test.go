@@ -29,6 +29,7 @@ var rules = []struct {
 	{pkg: "cmd/...", banned: []string{module + "pkg/oci/ocitest"}, why: "faults are for tests"},
 	{pkg: "pkg/deliver/...", banned: []string{module + "pkg/oci/..."}, why: "oci and deliver never meet"},
 	{pkg: "pkg/deliver", banned: []string{"golang.org/x/sys/unix", module + "pkg/deliver/blockdev"}, why: "the engine knows no Linux"},
+	{pkg: "pkg/deliver/guard", banned: []string{"net/http"}, why: "what a disk is asked, no network answers"},
 	{pkg: "pkg/deliver/signature", banned: []string{"golang.org/x/...", "github.com/klauspost/...", module + "pkg/deliver"}, why: "what a disk holds is read from bytes alone"},
 	{pkg: "pkg/oci/sign", banned: []string{"github.com/sigstore/...", module + "pkg/diskimage/recipe"}, why: "who verifies links no KMS, and needs the standard library's keys only"},
 	{pkg: "pkg/oci/sign/signer", banned: []string{module + "pkg/oci/sign/kms"}, why: "which KMS there are, the command says"},

@@ -1,4 +1,4 @@
-package main
+package guard
 
 import (
 	"bytes"
@@ -8,7 +8,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/imgpipe/imgpipe/cmd/internal/ui"
+	"github.com/imgpipe/imgpipe/pkg/deliver"
 	"github.com/imgpipe/imgpipe/pkg/deliver/blockdev"
 	"github.com/imgpipe/imgpipe/pkg/deliver/delivertest"
 	"github.com/imgpipe/imgpipe/pkg/deliver/signature"
@@ -55,7 +55,7 @@ func TestTwinsOfTheMachine(t *testing.T) {
 	retired := blockdev.Info{Path: "/dev/copy2", Number: "8:48", Size: size}
 	var said string
 	say := func(format string, args ...any) { said += fmt.Sprintf(format, args...) }
-	got := twins(t.Context(), say, devices, open, signature.IdentitiesOf(table, nil, nil), target, retired)
+	got := Twins(t.Context(), say, devices, open, signature.IdentitiesOf(table, nil, nil), target, retired)
 	var paths []string
 	for _, g := range got {
 		paths = append(paths, g.Path+" "+fmt.Sprint(g.Shares))
@@ -70,12 +70,12 @@ func TestTwinsOfTheMachine(t *testing.T) {
 	if closed != 3 {
 		t.Errorf("%d disks were opened and closed, want copy, blank and seed", closed)
 	}
-	err := exitError(refuseTwins(got))
-	e, ok := errors.AsType[*ui.Error](err)
-	if !ok || ui.Code(err) != ui.ExitTarget || !strings.Contains(err.Error(), "nothing was written") || !strings.HasSuffix(e.Hint, "--retire /dev/copy --retire /dev/seed to make it not bootable") {
+	err := RefuseTwins(got)
+	e, ok := errors.AsType[*deliver.Error](err)
+	if !ok || e.Problem != deliver.ProblemTarget || !strings.Contains(err.Error(), "nothing was written") || !strings.HasSuffix(e.Try, "--retire /dev/copy --retire /dev/seed to make it not bootable") {
 		t.Errorf("%v, %+v", err, e)
 	}
-	if refuseTwins(nil) != nil {
+	if RefuseTwins(nil) != nil {
 		t.Error("refused without a twin")
 	}
 }
