@@ -7,7 +7,7 @@ BUILD     := build
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 export CGO_ENABLED ?= 0
 
-.PHONY: all programs deps tools demo test quick check judges boots bench clean
+.PHONY: all programs deps tools demo test quick check judges boots soak bench clean
 
 all: programs
 
@@ -44,6 +44,10 @@ boots: deps programs
 	IMGPIPE_QEMU=1 $(GO) test -count=1 -timeout 30m -v ./cmd/imgpush -run 'TestFirmware'
 	IMGPIPE_BOOTS=1 IMGPIPE_QEMU_ROOT=$(CURDIR)/$(BUILD)/kernel $(GO) test -count=1 -timeout 60m -v ./cmd/imgbuild -run 'TestBoots'
 	IMGPIPE_BOOTS=1 $(GO) test -count=1 ./cmd/imgpush -run 'TestScripts/retired'
+
+# The power-cut model with more of everything: minutes.
+soak:
+	IMGPIPE_SOAK=1 $(GO) test -count=1 -timeout 60m -v ./pkg/deliver -run 'Power|Sync|EIO'
 
 bench: tools programs
 	@.ci/bench $(BUILD)

@@ -35,10 +35,15 @@ ordinary user it needs subordinate ids (/etc/subuid); as root nothing.
 The package manager's output is kept in the cache and used again without network, until
 the recipe's base or packages change or --refresh asks the mirrors.
 
+A recipe of kind Environment makes what machines boot from the network: kernel, initramfs
+with imgpush as /init, and both in one EFI program (docs/environment.md).
+
   imgbuild build recipes/debian-server.yaml
   imgbuild build recipes/debian-server.yaml -o oci:images:debian-server --set console=tty0
   imgbuild build recipes/debian-server.yaml --raw disk.raw
-  imgbuild build recipes/debian-server.yaml --sbom --provenance --key ci.key`,
+  imgbuild build recipes/environment.yaml -o oci:images:environment
+  imgbuild build recipes/debian-server.yaml --sbom --provenance --key ci.key
+  imgbuild build recipe.yaml --secure-boot-key db.key --secure-boot-cert db.crt`,
 		Flags: append([]cli.Flag{
 			setFlag,
 			&cli.StringFlag{Name: "output", Aliases: []string{"o"}, Usage: "where the image goes: `oci:DIR[:TAG]`", DefaultText: "oci:images:NAME-RELEASE"},
@@ -48,7 +53,7 @@ the recipe's base or packages change or --refresh asks the mirrors.
 			&cli.StringFlag{Name: "scratch", Usage: "`DIR` for the package manager's root", DefaultText: "memory where there is enough"},
 			&cli.IntFlag{Name: "workers", Usage: "compress with `N` workers; the result is the same", DefaultText: "one a processor"},
 			&cli.StringFlag{Name: "level", Usage: "compression `LEVEL`: fastest, default, better, best", Value: oci.DefaultLevel.String()},
-		}, evidenceFlags...),
+		}, slices.Concat(secureBootFlags, evidenceFlags)...),
 		Action: runBuild,
 	}
 }
@@ -89,6 +94,15 @@ func runBuild(c *cli.Context) (err error) {
 	if err := checkEvidence(c); err != nil {
 		return err
 	}
+	if r.Kind == recipe.KindEnvironment {
+		if err := environmentOptions(c); err != nil {
+			return err
+		}
+	}
+	efiSigner, err := secureBoot(c)
+	if err != nil {
+		return err
+	}
 	cache, err := cacheDir(c)
 	if err != nil {
 		return err
@@ -113,10 +127,14 @@ func runBuild(c *cli.Context) (err error) {
 		}
 	}
 
+	if r.Kind == recipe.KindEnvironment {
+		return buildEnvironment(c, r, dir, ref, out, cache, key, begun)
+	}
 	steps := &buildSteps{talk: talk}
 	image, err := build.Build(c.Context, r, build.Options{
 		CacheDir: cache, WorkDir: c.String("scratch"), Refresh: c.Bool("refresh"),
 		Env: proxies(), Progress: steps.event, Now: time.Now, Evidence: wantsEvidence(c),
+		SecureBoot: efiSigner,
 	})
 	if err != nil {
 		return recipeError(err)

@@ -37,6 +37,8 @@ new one is complete. FILE may be - for stdout, of raw, vmdk and vhd.
   imgbuild export oci:images:debian-server disk.qcow2 --format qcow2 --compress zstd
   imgbuild export oci:images:debian-server - --format vmdk | ssh vmhost 'cat >disk.vmdk'
 
+Of an environment FILE is a folder, which gets vmlinuz, initramfs.zst and environment.efi.
+
 Without imgbuild, any OCI client and zstd make the raw disk: see docs/format.md.`,
 		Flags: append([]cli.Flag{
 			&cli.StringFlag{Name: "format", Usage: "`FORMAT` of the file: raw, qcow2, vmdk, vhd, vhd-dynamic", Value: string(virtdisk.Raw)},
@@ -67,6 +69,12 @@ func runExport(c *cli.Context) error {
 		return ui.Usagef(c, "with - the disk is on stdout, and there is no room for --json")
 	case stdout && ui.IsTerminal(c.App.Writer):
 		return ui.Usagef(c, "a disk does not belong on a terminal: redirect stdout")
+	}
+	if e, done, err := openEnvironment(c, c.Args().First()); e != nil || err != nil {
+		if err == nil {
+			err = errors.Join(exportEnvironment(c, e, path), done())
+		}
+		return err
 	}
 	a, err := refs.Artifact(c, c.Args().First())
 	if err != nil {

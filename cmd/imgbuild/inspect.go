@@ -2,6 +2,7 @@ package main
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"io"
 	"strings"
@@ -30,6 +31,14 @@ func inspectCommand() *cli.Command {
 		Action: func(c *cli.Context) error {
 			if c.NArg() != 1 {
 				return ui.Usagef(c, "inspect needs one REF")
+			}
+			if e, done, err := openEnvironment(c, c.Args().First()); e != nil || err != nil {
+				if err != nil {
+					return err
+				}
+				in := &environmentInspection{c.Args().First(), e.Digest(), e.Config(), e.Files()}
+				err = ui.From(c).Result(in, func(w io.Writer) error { return in.write(w, c.Bool("packages")) })
+				return errors.Join(err, done())
 			}
 			a, err := refs.Artifact(c, c.Args().First())
 			if err != nil {

@@ -157,7 +157,7 @@ func kernelOf(path string, sector int64) ([]byte, error) {
 		return nil, err
 	}
 	disk := diskimage.Section(f, 0, info.Size())
-	uki, err := foreign.ReadFile(disk, *esp, sector, "/EFI/BOOT/BOOTX64.EFI", 512<<20)
+	uki, err := foreign.ReadFile(disk, *esp, "/EFI/BOOT/BOOTX64.EFI", 512<<20)
 	if err != nil {
 		return nil, err
 	}

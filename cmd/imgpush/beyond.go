@@ -21,6 +21,7 @@ func beyondFlags() []cli.Flag {
 		&cli.StringFlag{Name: "wipe", Value: guard.WipeSignatures, Usage: "`WHAT` beyond the image is wiped: none, signatures (of what was there), discard (which promises nothing), " +
 			"zero (all of it), secure (the whole device, by secure discard, or it is refused)"},
 		&cli.StringSliceFlag{Name: "retire", Usage: "make `DISK`, a copy of the image on this machine, not bootable before the target is; may be repeated"},
+		&cli.StringSliceFlag{Name: "allow-twin", Usage: "leave `DISK`, a copy of the image on this machine, as it is: while both are in one machine, it may boot either; may be repeated"},
 	}
 }
 

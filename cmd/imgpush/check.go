@@ -57,6 +57,7 @@ type checkResult struct {
 	Differs    []deliver.Difference `json:"differs,omitempty"`
 	Expected   []deliver.Difference `json:"expected,omitempty"` // in the machine's config, which was not given
 	Mounted    []mounted            `json:"mounted,omitempty"`  // since the image was written
+	Users      []blockdev.User      `json:"users,omitempty"`    // who uses the disk now
 	Seconds    float64              `json:"seconds"`
 }
 
@@ -97,6 +98,9 @@ func runCheck(c *cli.Context) (err error) {
 	}
 	defer func() { err = errors.Join(err, k.disk.Close()) }()
 	k.result.Image, k.result.Digest, k.result.Target = ref.String(), k.artifact.Digest(), k.disk.Info()
+	if k.result.Users, err = usersOf(c.Context, k.disk.Info()); err != nil {
+		return exitError(err)
+	}
 	if err := k.compare(c.Context, talk); err != nil {
 		return targetError(k.disk.Info().Path, err)
 	}
@@ -106,6 +110,23 @@ func runCheck(c *cli.Context) (err error) {
 	}
 	return ui.Fail(ui.ExitMismatch, fmt.Errorf("%s is not %s: %s", k.disk.Info().Path, ref, amount(k.result.Differs)),
 		"imgpush write makes it so, and moves only what differs")
+}
+
+// usersOf says who uses a disk. A raw file has none that would change it.
+func usersOf(ctx context.Context, i blockdev.Info) ([]blockdev.User, error) {
+	if i.Device == "" {
+		return nil, nil
+	}
+	devices, err := blockdev.System{}.List(ctx, blockdev.ListOptions{})
+	if err != nil {
+		return nil, err
+	}
+	for _, d := range devices {
+		if d.Number == i.Number {
+			return d.Users, nil
+		}
+	}
+	return nil, nil
 }
 
 func (k *check) compare(ctx context.Context, talk *ui.Talk) error {
@@ -194,6 +215,9 @@ func (k *check) write(out io.Writer) error {
 	writeDifferences(out, r.Differs)
 	for _, m := range r.Mounted {
 		fmt.Fprintf(out, "  %s\n", m)
+	}
+	for _, u := range r.Users {
+		fmt.Fprintf(out, "  %s: what is not written back yet is not seen\n", u)
 	}
 	if r.Fitted {
 		fmt.Fprintf(out, "  as expected: the partition table is the image's, fitted to %s\n", ui.Bytes(r.Target.Size))

@@ -22,6 +22,7 @@ not boot, or is the verified image.
 
   imgpush push oci:images:debian-server registry.example/os/debian-server:2026.11.1
   imgpush write registry.example/os/debian-server:2026.11.1 /dev/sdX --key cosign.pub`,
-		Commands: []*cli.Command{disksCommand(), writeCommand(), checkCommand(), pushCommand(), registryCommand(), verifyCommand()},
+		Commands: []*cli.Command{disksCommand(), writeCommand(), checkCommand(), pushCommand(), registryCommand(), verifyCommand(),
+			serveCommand(), deployCommand(), machinesCommand(), jobsCommand(), jobCommand(), cancelCommand(), releaseCommand()},
 	}
 }

@@ -26,12 +26,20 @@ func (w *write) writePlan(out io.Writer) error {
 		_, err := fmt.Fprintln(out, "  nothing to do: it already is this image")
 		return err
 	}
-	if _, err := fmt.Fprintf(out, "  fetch %s (%s on the wire), zero %s, compute %s, keep %s\n",
-		ui.Bytes(p.Fetch), ui.Bytes(p.Wire), ui.Bytes(p.Zero), ui.Bytes(p.Overlay), ui.Bytes(p.Skip)); err != nil {
+	if _, err := fmt.Fprintf(out, "  fetch %s (%s on the wire)%s, zero %s, compute %s, keep %s\n",
+		ui.Bytes(p.Fetch), ui.Bytes(p.Wire), ifAny(", copy %s from elsewhere on it", p.Copy), ui.Bytes(p.Zero), ui.Bytes(p.Overlay), ui.Bytes(p.Skip)); err != nil {
 		return err
 	}
 	writeTwins(out, w.result.Twins)
 	return w.writeRest(out)
+}
+
+// ifAny formats bytes, if there are any.
+func ifAny(format string, n int64) string {
+	if n == 0 {
+		return ""
+	}
+	return fmt.Sprintf(format, ui.Bytes(n))
 }
 
 // writeEstimate says how long it may take, and from what that is guessed.
@@ -78,8 +86,8 @@ func (w *write) writeReport(out io.Writer) error {
 	if r.Limit != "" {
 		limit = ", limited by the " + r.Limit
 	}
-	_, err := fmt.Fprintf(out, "  %s fetched, %s written, %s zeroed, %s kept, %s read back (%s), in %s%s\n",
-		ui.Bytes(b.Fetched), ui.Bytes(b.Written), ui.Bytes(b.Zeroed), ui.Bytes(b.Skipped), ui.Bytes(b.ReadBack), r.ReadBack,
+	_, err := fmt.Fprintf(out, "  %s fetched, %s%s written, %s zeroed, %s kept, %s read back (%s), in %s%s\n",
+		ui.Bytes(b.Fetched), ifAny("%s copied, ", b.Copied), ui.Bytes(b.Written), ui.Bytes(b.Zeroed), ui.Bytes(b.Skipped), ui.Bytes(b.ReadBack), r.ReadBack,
 		ui.Duration(time.Duration(w.result.Seconds*float64(time.Second))), limit)
 	return err
 }

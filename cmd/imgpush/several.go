@@ -31,7 +31,7 @@ type several struct {
 func (w *write) open(aims []aim) (ws writes, err error) {
 	for i, a := range aims {
 		one := *w
-		one.options.Progress = new(deliver.Progress)
+		one.options.Progress, one.alone = new(deliver.Progress), len(aims) == 1
 		one.result.Target.Path = a.path
 		ws = append(ws, &one)
 		for _, b := range aims[:i] {
@@ -125,12 +125,16 @@ func (ws writes) apply(ctx context.Context, talk *ui.Talk, plans []*deliver.Plan
 		step := talk.Step("write").Counts("fetched")
 		stop := follow(ctx, func() {
 			step.Set(options.Progress.Fetched.Load(), wire)
-			var written, zeroed, readBack int64
+			var copied, written, zeroed, readBack int64
 			for _, w := range ws {
 				p := w.options.Progress
-				written, zeroed, readBack = written+p.Written.Load(), zeroed+p.Zeroed.Load(), readBack+p.ReadBack.Load()
+				copied, written, zeroed, readBack = copied+p.Copied.Load(), written+p.Written.Load(), zeroed+p.Zeroed.Load(), readBack+p.ReadBack.Load()
 			}
-			step.Note(fmt.Sprintf("%s written, %s zeroed, %s read back", ui.Bytes(written), ui.Bytes(zeroed), ui.Bytes(readBack)))
+			note := fmt.Sprintf("%s written, %s zeroed, %s read back", ui.Bytes(written), ui.Bytes(zeroed), ui.Bytes(readBack))
+			if copied > 0 {
+				note = ui.Bytes(copied) + " copied, " + note
+			}
+			step.Note(note)
 		})
 		run()
 		stop()

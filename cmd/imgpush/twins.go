@@ -46,6 +46,9 @@ func (ws writes) twins(ctx context.Context) (out guard.Retirees, err error) {
 		}
 		found = guard.Twins(ctx, w.talk.Sayf, devices, guard.OpenDevice(ctx), ids, known...)
 	}
+	if err := guard.AllowTwins(w.talk.Sayf, found, w.c.StringSlice("allow-twin"), sameFile); err != nil {
+		return out, exitError(err)
+	}
 	for _, w := range ws {
 		w.result.Twins = append(append(w.result.Twins, out...), found...)
 	}
@@ -65,8 +68,11 @@ func identities(a *oci.Artifact, want *deliver.Want) []signature.Identity {
 func writeTwins(out io.Writer, found []guard.Twin) {
 	for _, t := range found {
 		what := "refused without --retire " + t.Path
-		if t.Retired {
+		switch {
+		case t.Retired:
 			what = "made not bootable"
+		case t.Allowed:
+			what = "left as it is: while both are in one machine, either may boot"
 		}
 		fmt.Fprintf(out, "  %s shares %s: %s\n", t.Path, guard.Listed(t.Shares), what)
 	}

@@ -24,8 +24,9 @@ import (
 
 // Where the two sides meet.
 var (
-	_ deliver.Source     = (*oci.Artifact)(nil)
-	_ deliver.Distruster = (*remote.Reader)(nil)
+	_ deliver.Source      = (*oci.Artifact)(nil)
+	_ deliver.BlockMapper = (*oci.Artifact)(nil)
+	_ deliver.Distruster  = (*remote.Reader)(nil)
 )
 
 func writeCommand() *cli.Command {
@@ -49,7 +50,8 @@ none of them that volume is blank.
 
 A disk that is a member of a RAID or pool, or encrypted, is refused unless --destroy names
 that; so is one while another disk of the machine is a copy of it, unless --retire names
-the other. What the disk was beyond the image is made unrecognisable: see --wipe.
+the other, or --allow-twin where the two will not meet in one machine. What the disk was
+beyond the image is made unrecognisable: see --wipe.
 
 Whom to believe is said by --key or --policy, as for imgpush verify; without either,
 nothing is written.
@@ -97,6 +99,7 @@ type write struct {
 	disk     *blockdev.Disk
 	options  deliver.Options
 	beyond   guard.Beyond
+	alone    bool                 // the only target: what is fetched serves no other
 	ids      []signature.Identity // of the image, on this target
 	result   writeResult
 }
@@ -178,9 +181,16 @@ func (w *write) plan(config firstboot.Config) (*deliver.Plan, error) {
 	step := w.talk.Step("look").Counts("read")
 	stop := follow(ctx, func() { step.Set(w.options.Progress.Looked.Load(), 0) })
 	have, err := deliver.Look(ctx, want, w.disk, w.options)
+	if err == nil && w.alone {
+		err = deliver.LookElsewhere(ctx, want, have, w.artifact, w.disk, w.options)
+	}
 	stop()
 	if err == nil {
-		step.Note(ui.Bytes(have.Equal(want)) + " already there")
+		note := ui.Bytes(have.Equal(want)) + " already there"
+		if n := have.Elsewhere(want); n > 0 {
+			note += ", " + ui.Bytes(n) + " elsewhere"
+		}
+		step.Note(note)
 	}
 	if step.End(err); err != nil {
 		return nil, err

@@ -40,10 +40,11 @@ func ApplyAll(ctx context.Context, jobs []Job, source Source, opts Options) []Ou
 
 // group is targets that are written at once: for each a lane.
 type group struct {
-	source Source
-	opts   Options
-	meter  *meter // of what is fetched
-	lanes  []*applier
+	source  Source
+	opts    Options
+	meter   *meter // of what is fetched
+	written *sums
+	lanes   []*applier
 }
 
 func (g *group) fetcher() *fetcher {
@@ -55,8 +56,11 @@ func (g *group) run(ctx context.Context, jobs []Job) {
 		g.opts.Progress = jobs[0].Progress
 	}
 	g.meter = newMeter(g.opts)
+	if len(jobs) > 0 {
+		g.written = newSums(len(jobs[0].Plan.want.index.Chunks))
+	}
 	for _, j := range jobs {
-		a := &applier{plan: j.Plan, target: j.Target, opts: g.opts, meter: g.meter, state: StateUntouched, turn: make(chan struct{}, 1)}
+		a := &applier{plan: j.Plan, target: j.Target, opts: g.opts, meter: g.meter, state: StateUntouched, actions: j.Plan.actions, turn: make(chan struct{}, 1), written: g.written}
 		if len(jobs) > 1 {
 			a.meter = newMeter(Options{Progress: j.Progress, Now: g.opts.Now})
 			a.meter.wire = g.meter
@@ -75,6 +79,7 @@ func (g *group) run(ctx context.Context, jobs []Job) {
 	g.each((*applier).settled)
 	g.fetchCommit(ctx)
 	g.each(func(a *applier) error { return a.clear(ctx) })
+	g.each(func(a *applier) error { return a.copyAll(ctx) })
 	g.body(ctx)
 	g.beforeCommit(ctx)
 	g.each(func(a *applier) error { return a.commit(ctx) })

@@ -24,15 +24,17 @@ func Apply(ctx context.Context, plan *Plan, source Source, target Target, opts O
 
 // applier does the plan of one target.
 type applier struct {
-	plan   *Plan
-	target Target
-	opts   Options
-	meter  *meter
-	state  State
-	from   io.ReaderAt // to read back
-	mode   ReadMode
-	last   []late        // what the commit writes
-	turn   chan struct{} // one window is read back at a time
+	plan    *Plan
+	target  Target
+	opts    Options
+	meter   *meter
+	state   State
+	from    io.ReaderAt // to read back
+	mode    ReadMode
+	last    []late        // what the commit writes
+	actions []Action      // the plan's, until a copy turns out to be something to fetch
+	written *sums         // of what this run fetched and wrote
+	turn    chan struct{} // one window is read back at a time
 
 	mu     sync.Mutex
 	err    error // why nothing more is done with this target
@@ -98,6 +100,7 @@ func (a *applier) settled() error {
 
 // clear makes the disk not bootable. LBA 0 goes first and alone: without it
 // nothing boots, while a valid backup GPT revives a disk whose primary is gone.
+// What starts as a CD does, does so until its descriptors are gone, too.
 func (a *applier) clear(ctx context.Context) error {
 	a.meter.enter(PhaseClear)
 	if err := ctx.Err(); err != nil {
@@ -113,13 +116,15 @@ func (a *applier) clear(ctx context.Context) error {
 		if err := a.flush(); err != nil {
 			return err
 		}
-		if i == 0 { // a worn-out medium takes writes and forgets them
-			if err := a.compare(late{Extent: a.plan.clear[0]}); err != nil {
+		if i < a.plan.off { // a worn-out medium takes writes and forgets them
+			if err := a.compare(late{Extent: a.plan.clear[i]}); err != nil {
 				return err
 			}
+		}
+		if i == a.plan.off-1 {
 			a.state = StateNotBootable
 		}
-		if i == min(1, len(a.plan.synced)-1) {
+		if i == min(a.plan.off, len(a.plan.synced)-1) {
 			if err := a.wipe(ctx); err != nil {
 				return err
 			}
@@ -175,17 +180,12 @@ func (a *applier) fetchCommit(ctx context.Context, f *fetcher, chunks map[int32]
 }
 
 // commit makes the disk bootable: the backup GPT, then the first MiB but for
-// LBA 0, and once those are verified on the medium, LBA 0.
+// LBA 0 and what starts a CD, and once those are verified on the medium, these.
 func (a *applier) commit(ctx context.Context) error {
 	a.meter.enter(PhaseCommit)
-	last, sector := a.last, a.plan.want.target.SectorSize
-	var boot []byte
-	if l := &last[0]; l.Off == 0 {
-		if l.data != nil {
-			boot, l.data = l.data[:sector], l.data[sector:]
-		}
-		l.Off, l.Len = sector, l.Len-sector
-	}
+	sector := a.plan.want.target.SectorSize
+	last, boot := cut(a.last, diskimage.Extent{Len: sector})
+	last, cd := cutCD(last, sector)
 	for _, head := range []bool{false, true} {
 		for _, l := range last {
 			if (l.Off < a.plan.want.head) == head {
@@ -206,33 +206,52 @@ func (a *applier) commit(ctx context.Context) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	return a.putBoot(boot, sector)
+	return a.putBoot(cd, boot)
 }
 
-// putBoot writes LBA 0. From here on the disk is either not bootable or the
-// image. Where that cannot be made sure of, LBA 0 is cleared again.
-func (a *applier) putBoot(boot []byte, sector int64) error {
-	if boot == nil {
-		a.state = StateComplete // an image whose LBA 0 is zeros: it is already
-		return nil
-	}
+// putBoot writes what starts a CD, if the image is one, and then LBA 0: from the
+// first of them on, whatever starts is the image's, and finds nothing missing.
+// Where they cannot be made sure of, they are cleared again. An image may have
+// neither: its LBA 0 is zeros, and there already.
+func (a *applier) putBoot(cd []late, boot late) error {
 	a.state = StateUnsure
-	err := a.put(boot, 0)
-	if err == nil {
-		err = a.flush()
-	}
-	if err == nil {
-		err = a.compare(late{diskimage.Extent{Len: sector}, boot})
+	err := a.putAll(cd)
+	if err == nil && boot.data != nil {
+		err = a.putAll([]late{boot})
 	}
 	if err == nil {
 		a.state = StateComplete
 		return nil
 	}
-	cleared := late{Extent: diskimage.Extent{Len: sector}}
-	if a.put(zeroBlock[:sector], 0) == nil && a.flush() == nil && a.compare(cleared) == nil {
+	for i := range cd {
+		cd[i].data = zeroBlock[:cd[i].Len]
+	}
+	boot.data = zeroBlock[:boot.Len]
+	if a.putAll([]late{boot}) == nil && a.putAll(cd) == nil { // LBA 0 leads, as ever
 		a.state = StateNotBootable
 	}
 	return err
+}
+
+// putAll writes, flushes and reads back.
+func (a *applier) putAll(all []late) error {
+	if len(all) == 0 {
+		return nil
+	}
+	for _, l := range all {
+		if err := a.put(l.data, l.Off); err != nil {
+			return err
+		}
+	}
+	if err := a.flush(); err != nil {
+		return err
+	}
+	for _, l := range all {
+		if err := a.compare(l); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (a *applier) putLate(l late) error {

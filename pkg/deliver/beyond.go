@@ -150,16 +150,13 @@ func (a *applier) wipe(ctx context.Context) error {
 		if err := a.target.(SecureEraser).SecureErase(ctx); err != nil {
 			return faultf(ProblemWrite, "secure erase: %w", err)
 		}
-		// What is erased may read as anything. That LBA 0 is cleared has to
+		// What is erased may read as anything. That it does not boot has to
 		// hold all the same.
-		boot := a.plan.clear[0]
-		if err := a.put(zeroBlock[:boot.Len], boot.Off); err != nil {
-			return err
+		var off []late
+		for _, e := range a.plan.clear[:a.plan.off] {
+			off = append(off, late{e, zeroBlock[:e.Len]})
 		}
-		if err := a.flush(); err != nil {
-			return err
-		}
-		return a.compare(late{Extent: boot})
+		return a.putAll(off)
 	}
 	return nil
 }

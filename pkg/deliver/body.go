@@ -93,7 +93,7 @@ func (g *group) units(w window) iter.Seq[unit] {
 			}
 			p := g.lanes[first].plan
 			piece := p.want.pieces[at[first]]
-			switch p.actions[at[first]] {
+			switch g.lanes[first].actions[at[first]] {
 			case Fetch:
 				if len(fetch.chunks) > 0 && !p.joins(fetch.chunks, piece.ref) {
 					if !yield(fetch) {
@@ -103,13 +103,14 @@ func (g *group) units(w window) iter.Seq[unit] {
 				}
 				who := uint64(0)
 				for i, a := range g.lanes {
-					if k := at[i]; k < w[i].to && a.plan.actions[k] == Fetch && a.plan.want.pieces[k].ref == piece.ref {
+					if k := at[i]; k < w[i].to && a.actions[k] == Fetch && a.plan.want.pieces[k].ref == piece.ref {
 						who |= 1 << i
 						at[i]++
 					}
 				}
 				fetch.chunks, fetch.lanes = append(fetch.chunks, piece.ref), append(fetch.lanes, who)
 				continue
+			case Copy: // it is there already
 			case PutOverlay:
 				if !yield(unit{action: PutOverlay, lane: first, cell: piece.ref}) {
 					return
@@ -219,7 +220,8 @@ func (g *group) writeWindow(ctx context.Context, win window) {
 type writer struct {
 	*group
 	fetcher *fetcher
-	lanes   []uint64 // of the chunks to come, as in a unit
+	chunks  []int32  // to come, as in a unit
+	lanes   []uint64 // of each of those
 	stage   []byte   // verified chunks, contiguous on the disk, not written yet
 	at      int64    // where they go
 	marks   []mark   // one for each of them
@@ -251,7 +253,7 @@ func (w *writer) do(ctx context.Context, u unit) error {
 	if w.stage == nil {
 		w.stage = make([]byte, 0, max(ioSize, w.fetcher.index.ChunkSize))
 	}
-	w.lanes = u.lanes
+	w.chunks, w.lanes = u.chunks, u.lanes
 	err := w.fetcher.window(ctx, u.chunks, w.room, w.keep)
 	w.flush() // what is verified is written, so that the next run does not fetch it again
 	return err
@@ -271,9 +273,11 @@ func (w *writer) keep(c diskimage.Chunk) {
 	if len(w.stage) == 0 {
 		w.at = c.Off
 	}
-	w.stage = w.stage[:len(w.stage)+int(c.Len)]
+	n := len(w.stage)
+	w.stage = w.stage[:n+int(c.Len)]
+	w.written.take(w.chunks[0], w.stage[n:])
 	w.marks = append(w.marks, mark{len(w.stage), w.lanes[0]})
-	w.lanes = w.lanes[1:]
+	w.chunks, w.lanes = w.chunks[1:], w.lanes[1:]
 }
 
 // flush writes what is staged to each lane, neighbours that it wants at once.

@@ -4,6 +4,7 @@
 //	want, err := deliver.NewWant(artifact.Index(), table, deliver.InfoOf(disk), overlays)
 //	err = want.Resolve(ctx, artifact, options)       // chunks that an overlay covers in part
 //	have, err := deliver.Look(ctx, want, disk, options)
+//	err = deliver.LookElsewhere(ctx, want, have, artifact, disk, options)   // what moved is copied; may be left out
 //	plan, err := deliver.NewPlan(want, have)         // pure; print it for a dry run
 //	report, err := deliver.Apply(ctx, plan, artifact, disk, options)
 //	outcomes := deliver.ApplyAll(ctx, jobs, artifact, options)       // several disks, fetched for once
@@ -13,10 +14,13 @@
 // untouched; or does not boot; or is the verified image. The order is the
 // safety:
 //
-//	clear   LBA 0, sync, read back; the rest of the first MiB, the backup GPT, and the one that the old header names, sync
+//	clear   LBA 0, sync, read back; what it would start as a CD by, the same;
+//	        the rest of the first MiB, the backup GPT, and the one that the old header names, sync
 //	        (the GPT headers, sync, and what is erased beyond the image, sync, go before the rest)
+//	copy    chunks of the body that the target holds elsewhere, each hashed before it is written
 //	body    everything else, each chunk hashed before it is written; sync; read back, by windows
-//	commit  backup GPT and LBA 1 to the end of the first MiB, sync, read back; LBA 0, sync, read back
+//	commit  backup GPT and LBA 1 to the end of the first MiB, sync, read back; what the
+//	        image starts as a CD by, the same; LBA 0, sync, read back
 //
 // A plan without differences writes nothing. Every chunk is checked against the
 // digest in the index before a byte of it reaches the target; whether the index
@@ -105,6 +109,7 @@ type Options struct {
 	// before the first target becomes bootable: an error leaves them so. Where
 	// there is nothing to write it is not called.
 	BeforeCommit func(ctx context.Context) error
+	CopyMemory   int64            // bytes that LookElsewhere, and copying what it found, may hold; 0: 64 MiB; less than 0: nothing is copied
 	Progress     *Progress        // counters to show while it runs; nil: nobody looks
 	Now          func() time.Time // clock for the report's times; nil: they stay zero
 }

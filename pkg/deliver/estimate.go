@@ -80,7 +80,7 @@ func (p *Plan) Estimate(fetch Rate) *Estimate {
 	for _, part := range []struct {
 		bytes int64
 		rate  Rate
-	}{{p.FetchSize(), e.Fetch}, {2 * (p.Bytes(Fetch) + p.Bytes(PutOverlay)), e.Read}} {
+	}{{p.FetchSize(), e.Fetch}, {2*(p.Bytes(Fetch)+p.Bytes(PutOverlay)) + 3*p.Bytes(Copy), e.Read}} {
 		if part.bytes == 0 {
 			continue
 		}

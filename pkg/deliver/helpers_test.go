@@ -109,6 +109,9 @@ func (s *scene) expected(t testing.TB, before []byte) []byte {
 		copy(out, s.raw[:446])
 		copy(out[len(out)-len(backup):], backup)
 	}
+	if last := out[s.size-s.sector:]; s.table == nil && bytes.HasPrefix(last, []byte("EFI PART")) {
+		clear(last) // the old one's
+	}
 	for _, o := range s.overlays {
 		if _, err := o.Data.ReadAt(out[o.Off:][:o.Data.Size()], 0); err != nil {
 			t.Fatal(err)
@@ -153,6 +156,13 @@ func bootable(t testing.TB, size, sector int64) []byte {
 	copy(b[len(b)-len(backup):], backup)
 	stick(b)
 	return b
+}
+
+// hybrid makes the scene's image one that starts as a CD, too.
+func (s *scene) hybrid(t testing.TB) {
+	t.Helper()
+	stick(s.raw)
+	s.pack(t)
 }
 
 // stick adds what makes UEFI firmware start a disk as a CD.

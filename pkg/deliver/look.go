@@ -17,10 +17,15 @@ import (
 type Have struct {
 	equal  []bool             // for each piece of the Want; false is also "not known"
 	stale  []diskimage.Extent // sectors beyond the first MiB that hold a GPT header
+	cd     bool               // it has what firmware starts a CD by, whatever LBA 0 holds; also "not known"
 	erase  []diskimage.Extent // sectors beyond the image that are zeroed, too: see Erase
 	looked int64              // bytes that were read
 	took   time.Duration      // to look
 	before TableSummary
+
+	moved   []moved // what LookElsewhere found
+	mapped  int64   // bytes of the block map that were fetched for it
+	staging int64   // bytes that chunks which are copied may wait in
 }
 
 // Equal returns how many bytes of want are known to be there.
@@ -31,6 +36,13 @@ func (h *Have) Equal(want *Want) (n int64) {
 		}
 	}
 	return n
+}
+
+// forgotten is h where nothing of want is at its place.
+func (h *Have) forgotten(want *Want) *Have {
+	known := *h
+	known.equal = make([]bool, len(want.pieces))
+	return &known
 }
 
 // samples is how many chunks over the disk are tried before all are read. One
@@ -59,6 +71,7 @@ func look(ctx context.Context, w *Want, target Target, opts Options) (*Have, err
 	if h.before, h.stale, err = lookTable(w, target); err != nil {
 		return nil, err
 	}
+	h.cd = lookCD(target)
 	var data, gaps []int
 	for i, p := range w.pieces {
 		if p.kind == zeros {

@@ -18,9 +18,10 @@ const (
 	Zero                     // make it zeros
 	Fetch                    // from the source
 	PutOverlay               // bytes computed or given for this machine
+	Copy                     // from another place of the target
 )
 
-var actionNames = [...]string{"skip", "zero", "fetch", "overlay"}
+var actionNames = [...]string{"skip", "zero", "fetch", "overlay", "copy"}
 
 // String returns one lower-case word.
 func (a Action) String() string { return actionNames[a] }
@@ -37,6 +38,9 @@ type Plan struct {
 	actions []Action           // one for each piece of want
 	clear   []diskimage.Extent // zeroed first; [0, one sector) leads
 	synced  []int              // after so many of them everything is made durable
+	copies  copies
+	rounds  []round // of copies
+	off     int     // after so many of those it does not boot
 	empty   bool
 }
 
@@ -54,16 +58,17 @@ func NewPlan(want *Want, have *Have) (*Plan, error) {
 		return nil, finish(context.Background(), errors.New("plan: chunks under an overlay were not fetched: call Resolve first"), StateUntouched)
 	}
 	if have == nil {
-		have = &Have{}
+		have = &Have{cd: true}
 	}
 	if have.equal == nil {
-		have = &Have{equal: make([]bool, len(want.pieces)), stale: have.stale, erase: have.erase, looked: have.looked, took: have.took, before: have.before}
+		have = have.forgotten(want)
 	}
 	if len(have.equal) != len(want.pieces) {
 		return nil, finish(context.Background(), errors.New("plan: what the target has was found for another want"), StateUntouched)
 	}
 	if want.rest == RestSecure { // nothing of what is there will be
-		have = &Have{equal: make([]bool, len(want.pieces)), stale: have.stale, erase: have.erase, looked: have.looked, took: have.took, before: have.before}
+		have = have.forgotten(want)
+		have.moved = nil
 	}
 	p := &Plan{want: want, have: have, actions: make([]Action, len(want.pieces)), empty: want.rest != RestDiscard && len(have.erase) == 0}
 	for i := range want.pieces {
@@ -82,14 +87,12 @@ func NewPlan(want *Want, have *Have) (*Plan, error) {
 		}
 		p.actions[i] = [...]Action{zeros: Zero, chunk: Fetch, overlay: PutOverlay}[piece.kind]
 	}
+	p.planCopies()
 	return p, nil
 }
 
-// cdDescriptors is where an ISO 9660 has its volume descriptors, the boot record
-// of El Torito among them: UEFI firmware starts such a disk whatever LBA 0 holds.
-var cdDescriptors = diskimage.Extent{Off: 32 << 10, Len: 32 << 10}
-
-// planClear lists what is zeroed first: the switch, then whatever else firmware
+// planClear lists what is zeroed first: the switch, a CD's too if there is one,
+// each made durable before anything else is touched; then whatever else firmware
 // or a kernel could take for a way in. What lies beyond the image goes in
 // between: behind the GPT's headers, since some firmware starts a disk by those
 // alone, and before its entries, by which a run that is cut here finds again
@@ -104,14 +107,16 @@ func (p *Plan) planClear() {
 	}
 	p.clear = append(p.clear, diskimage.Extent{Len: min(sector, w.target.Size)})
 	sync()
+	if cd := cdDescriptors.Intersect(diskimage.Extent{Len: w.target.Size}); p.have.cd && cd.Len > 0 {
+		p.clear = append(p.clear, cd)
+		sync()
+	}
+	p.off = len(p.synced)
 	if len(p.have.erase) > 0 || w.rest == RestDiscard || w.rest == RestSecure {
 		if w.head > sector {
 			p.clear = append(p.clear, diskimage.Extent{Off: sector, Len: min(sector, w.head-sector)})
 		}
 		p.clear = append(p.clear, p.have.stale...)
-		if cd := cdDescriptors.Intersect(diskimage.Extent{Len: w.head}); cd.Len > 0 {
-			p.clear = append(p.clear, cd)
-		}
 		sync()
 		p.clear = append(p.clear, p.have.erase...)
 		sync()
@@ -127,7 +132,7 @@ func (p *Plan) planClear() {
 			p.clear = append(p.clear, e)
 		}
 	}
-	if len(p.synced) == 1 { // else the headers are gone already
+	if len(p.synced) == p.off { // else the headers are gone already
 		sync()
 	}
 }
@@ -157,8 +162,8 @@ func (w *Want) covers(e diskimage.Extent) bool {
 // Empty reports whether the target is already what it shall be.
 func (p *Plan) Empty() bool { return p.empty }
 
-// Clear returns what is zeroed before anything else: LBA 0 leads and is
-// durable before the others are touched.
+// Clear returns what is zeroed before anything else: LBA 0 leads, then a CD's
+// descriptors where there are any; each is durable before the others are touched.
 func (p *Plan) Clear() []diskimage.Extent { return p.clear }
 
 // Steps yields what is done, in the order of the disk, neighbours with the same
@@ -211,6 +216,7 @@ type Summary struct {
 	Empty   bool               `json:"empty"` // nothing to do
 	Skip    int64              `json:"skip"`  // bytes of the target
 	Zero    int64              `json:"zero"`
+	Copy    int64              `json:"copy"`
 	Fetch   int64              `json:"fetch"`
 	Overlay int64              `json:"overlay"`
 	Wire    int64              `json:"wire"` // compressed bytes to fetch
@@ -230,7 +236,7 @@ func (p *Plan) Summary() Summary {
 	return Summary{
 		Rest: p.want.rest, Beyond: beyond,
 		Target: p.want.target, Empty: p.empty, Clear: p.clear, Wire: p.FetchSize(),
-		Skip: p.Bytes(Skip), Zero: p.Bytes(Zero), Fetch: p.Bytes(Fetch), Overlay: p.Bytes(PutOverlay),
+		Skip: p.Bytes(Skip), Zero: p.Bytes(Zero), Copy: p.Bytes(Copy), Fetch: p.Bytes(Fetch), Overlay: p.Bytes(PutOverlay),
 		Before: p.have.before, After: Summarize(p.want.table),
 	}
 }
@@ -240,5 +246,5 @@ func (s Summary) String() string {
 	if s.Empty {
 		return fmt.Sprintf("nothing to do: all %d bytes are already there", s.Skip)
 	}
-	return fmt.Sprintf("skip %d, zero %d, fetch %d (%d on the wire), overlay %d bytes", s.Skip, s.Zero, s.Fetch, s.Wire, s.Overlay)
+	return fmt.Sprintf("skip %d, zero %d, copy %d, fetch %d (%d on the wire), overlay %d bytes", s.Skip, s.Zero, s.Copy, s.Fetch, s.Wire, s.Overlay)
 }

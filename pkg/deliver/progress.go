@@ -13,13 +13,14 @@ const (
 	PhaseLook   Phase = iota // hashing what the target holds
 	PhaseFetch               // getting what the commit writes
 	PhaseClear               // making it not bootable
+	PhaseCopy                // copying what it holds elsewhere
 	PhaseBody                // writing
 	PhaseVerify              // reading back
 	PhaseCommit              // making it bootable
 	PhaseDone
 )
 
-var phaseNames = [...]string{"look", "fetch", "clear", "body", "verify", "commit", "done"}
+var phaseNames = [...]string{"look", "fetch", "clear", "copy", "body", "verify", "commit", "done"}
 
 // String returns one lower-case word.
 func (p Phase) String() string { return phaseNames[p] }
@@ -30,6 +31,7 @@ type Progress struct {
 	phase    atomic.Int32
 	Looked   atomic.Int64 // read by Look and Check
 	Fetched  atomic.Int64 // from the source, compressed
+	Copied   atomic.Int64 // from one place of the target to another, and written
 	Written  atomic.Int64 // data, to the target
 	Zeroed   atomic.Int64
 	ReadBack atomic.Int64
@@ -65,7 +67,7 @@ func newMeter(o Options) *meter {
 
 // moved reads the counters.
 func (m *meter) moved() Moved {
-	return Moved{m.Looked.Load(), m.wire.Fetched.Load(), m.Written.Load(), m.Zeroed.Load(), m.ReadBack.Load()}
+	return Moved{m.Looked.Load(), m.wire.Fetched.Load(), m.Copied.Load(), m.Written.Load(), m.Zeroed.Load(), m.ReadBack.Load()}
 }
 
 // enter ends the running phase and starts the next.

@@ -25,6 +25,8 @@ type Bytes struct {
 	Skipped  int64 `json:"skipped"`  // already there
 	Fetched  int64 `json:"fetched"`  // over the wire, compressed; with several targets: for all of them
 	Decoded  int64 `json:"decoded"`  // the same, plain
+	BlockMap int64 `json:"blockMap"` // fetched of the block map, to find what is elsewhere
+	Copied   int64 `json:"copied"`   // found elsewhere on the target, verified, and written
 	Overlay  int64 `json:"overlay"`  // bytes that overlays had a part in
 	Written  int64 `json:"written"`  // data written
 	Zeroed   int64 `json:"zeroed"`   // made zeros without sending data, where the target can
@@ -43,13 +45,14 @@ type PhaseTime struct {
 type Moved struct {
 	Looked   int64 `json:"looked,omitempty"`
 	Fetched  int64 `json:"fetched,omitempty"`
+	Copied   int64 `json:"copied,omitempty"`
 	Written  int64 `json:"written,omitempty"`
 	Zeroed   int64 `json:"zeroed,omitempty"`
 	ReadBack int64 `json:"readback,omitempty"`
 }
 
 func (m Moved) since(o Moved) Moved {
-	return Moved{m.Looked - o.Looked, m.Fetched - o.Fetched, m.Written - o.Written, m.Zeroed - o.Zeroed, m.ReadBack - o.ReadBack}
+	return Moved{m.Looked - o.Looked, m.Fetched - o.Fetched, m.Copied - o.Copied, m.Written - o.Written, m.Zeroed - o.Zeroed, m.ReadBack - o.ReadBack}
 }
 
 // TableSummary is a partition table in short. The zero value means none.
@@ -88,7 +91,7 @@ func (m *meter) report(p *Plan, state State) *Report {
 		DiskDigest: p.want.index.DiskDigest, State: state, Target: p.want.target, Phases: phases,
 		Bytes: Bytes{
 			Looked: p.have.looked, Skipped: p.Bytes(Skip), Fetched: m.wire.Fetched.Load(), Decoded: m.wire.decoded.Load(),
-			Overlay: m.overlaid.Load(), Written: m.Written.Load(), Zeroed: m.Zeroed.Load(), ReadBack: m.ReadBack.Load(),
+			BlockMap: p.have.mapped, Copied: m.Copied.Load(), Overlay: m.overlaid.Load(), Written: m.Written.Load(), Zeroed: m.Zeroed.Load(), ReadBack: m.ReadBack.Load(),
 		},
 		Retries: m.wire.retries.Load(), Before: p.have.before, After: Summarize(p.want.table),
 	}

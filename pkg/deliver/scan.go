@@ -27,6 +27,7 @@ type scanner struct {
 	from        io.ReaderAt
 	meter       *meter
 	workers     int
+	written     *sums              // of chunks that this run wrote; nil: all are hashed
 	holes       []diskimage.Extent // known zeros that need no reading
 	stopAtFirst bool               // one difference is enough
 	tolerant    bool               // what cannot be read is a difference
@@ -88,7 +89,7 @@ func (s *scanner) scan(ctx context.Context, todo []int, sample func(diskimage.Ex
 				for _, i := range sp.pieces {
 					p := s.want.pieces[i]
 					part := p.Intersect(sp.Extent)
-					if err == nil && s.want.matches(p, b[part.Off-sp.Off:][:part.Len]) {
+					if err == nil && s.matches(p, b[part.Off-sp.Off:][:part.Len]) {
 						continue
 					}
 					mu.Lock()
@@ -106,6 +107,15 @@ func (s *scanner) scan(ctx context.Context, todo []int, sample func(diskimage.Ex
 		return nil, err
 	}
 	return equal, ctx.Err()
+}
+
+func (s *scanner) matches(p piece, b []byte) bool {
+	if p.kind == chunk {
+		if same, known := s.written.match(p.ref, b); known {
+			return same
+		}
+	}
+	return s.want.matches(p, b)
 }
 
 // matches reports whether b, which is all of a piece or a part of a run of

@@ -55,6 +55,8 @@ func (d *deaf) apply(t *testing.T, s *scene, before []byte) error {
 			broken = fmt.Errorf("says complete; power cut, %s: differs from %d on", what, firstDifference(b, want))
 		case report.State == deliver.StateNotBootable && !bytes.Equal(b[:s.sector], make([]byte, s.sector)):
 			broken = fmt.Errorf("says that it does not boot; power cut, %s: LBA 0 is %.16x", what, b)
+		case report.State == deliver.StateNotBootable && delivertest.Boots(b, s.sector):
+			broken = fmt.Errorf("says that it does not boot; power cut, %s: it starts as a CD", what)
 		}
 	}
 	if _, err := d.Survives(s.invariant(before, want, false), now); err != nil {
@@ -68,12 +70,32 @@ func (d *deaf) apply(t *testing.T, s *scene, before []byte) error {
 
 // TestEverySyncIsNeeded leaves out each flush that Apply makes. Without any one
 // of them some promise is broken on some disk, and with all of them none. Of the
-// body there is one window here: each flush is one line of the program.
+// body there is one window here: each flush is one line of the program. A disk
+// that starts as a CD has one more, and so has an image that does.
 func TestEverySyncIsNeeded(t *testing.T) {
-	s := newScene(t, 512, 5*mib)
+	for _, hybrid := range []bool{false, true} {
+		s := newScene(t, 512, 5*mib)
+		flushes := 5
+		if hybrid {
+			s.hybrid(t)
+			flushes++
+		}
+		befores := s.befores(t)
+		cd := map[string][]byte{"another system": befores["another system"]}
+		if delete(befores, "another system"); hybrid { // those of them that hold the image already are CDs
+			befores = map[string][]byte{"dirty": befores["dirty"]}
+		}
+		befores["another system, on no CD"] = bytes.Clone(cd["another system"])
+		clear(befores["another system, on no CD"][32<<10 : 64<<10])
+		everySyncIsNeeded(t, s, befores, flushes)
+		everySyncIsNeeded(t, s, cd, flushes+1)
+	}
+}
+
+func everySyncIsNeeded(t *testing.T, s *scene, befores map[string][]byte, flushes int) {
+	t.Helper()
 	needed := map[int]bool{}
-	flushes := 0
-	for name, before := range s.befores(t) {
+	for name, before := range befores {
 		run := func(to int) (int, error) {
 			d := &deaf{Disk: delivertest.NewDisk(before, s.sector), to: to}
 			err := d.apply(t, s, before)
@@ -83,7 +105,9 @@ func TestEverySyncIsNeeded(t *testing.T) {
 		if err != nil {
 			t.Fatalf("%s, with every flush: %v", name, err)
 		}
-		flushes = n
+		if n != flushes {
+			t.Errorf("%s: %d flushes, docs/deliver.md has %d", name, n, flushes)
+		}
 		for k := range n {
 			if _, err := run(k); err != nil {
 				t.Logf("%s, without flush %d of %d: %v", name, k+1, n, err)
@@ -95,9 +119,6 @@ func TestEverySyncIsNeeded(t *testing.T) {
 		if !needed[k] {
 			t.Errorf("without flush %d of %d no promise is broken on any disk: what is it for?", k+1, flushes)
 		}
-	}
-	if flushes != 5 {
-		t.Errorf("%d flushes, docs/deliver.md has 5", flushes)
 	}
 }
 
@@ -126,19 +147,20 @@ func TestEmptyPlanSyncs(t *testing.T) {
 }
 
 // TestClearingAgainSyncs damages LBA 0 when it is flushed: it is cleared again,
-// durably, and only then said not to boot.
+// durably, then what starts a CD, and only then said not to boot.
 func TestClearingAgainSyncs(t *testing.T) {
 	s := newScene(t, 512, 5*mib)
+	s.hybrid(t)
 	before := bootable(t, s.size, s.sector)
-	for _, to := range []int{-1, 5} {
+	for _, to := range []int{-1, 7, 8} {
 		d := &deaf{Disk: delivertest.NewDisk(before, s.sector), to: to}
 		d.AfterFlush = func(medium []byte) {
-			if d.n == 5 {
+			if d.n == 7 {
 				medium[3] ^= 1
 			}
 		}
 		err := d.apply(t, s, before)
-		if d.n != 6 || (err != nil) != (to == 5) {
+		if d.n != 9 || (err != nil) != (to >= 0) {
 			t.Errorf("leaving out flush %d of %d: %v", to, d.n, err)
 		}
 	}

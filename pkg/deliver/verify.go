@@ -11,7 +11,7 @@ import (
 // compares it.
 func (a *applier) readBack(ctx context.Context, from, to int) error {
 	w := a.plan.want
-	s := scanner{want: w, from: a.from, meter: a.meter, workers: a.opts.workers(), stopAtFirst: true}
+	s := scanner{want: w, from: a.from, meter: a.meter, workers: a.opts.workers(), written: a.written, stopAtFirst: true}
 	s.count = func(n int64) { a.meter.ReadBack.Add(n) }
 	var first diskimage.Extent
 	s.differs = func(e diskimage.Extent) {

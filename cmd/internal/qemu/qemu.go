@@ -17,6 +17,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"syscall"
 	"time"
@@ -76,6 +77,9 @@ type Machine struct {
 	CPUs       int      // 0 is 2
 	Forwards   []string // user-mode network: "tcp:127.0.0.1:2222-:22"
 	Isolated   bool     // the user-mode network reaches nothing outside
+	Kernel     string   // started by the firmware instead of what is on the disk; with Initrd and Cmdline
+	Initrd     string
+	Cmdline    string
 	Extra      []string // further arguments of the emulator
 }
 
@@ -100,6 +104,11 @@ func (m Machine) args(vars string) []string {
 	for _, f := range m.Forwards {
 		nic += ",hostfwd=" + f
 	}
+	first := ",bootindex=0"
+	var kernel []string
+	if m.Kernel != "" { // which takes that index
+		first, kernel = "", []string{"-kernel", m.Kernel, "-initrd", m.Initrd, "-append", m.Cmdline}
+	}
 	args := []string{
 		"-nodefaults", "-no-user-config", "-no-reboot", "-nographic", "-display", "none",
 		"-machine", machine, "-accel", m.Accel, "-cpu", cpu,
@@ -107,12 +116,12 @@ func (m Machine) args(vars string) []string {
 		"-drive", "if=pflash,unit=0,format=raw,readonly=on,file=" + escape(m.Code),
 		"-drive", "if=pflash,unit=1,format=raw,file=" + escape(vars),
 		"-drive", "if=none,id=disk0,format=raw,cache=unsafe,discard=unmap,snapshot=" + snapshot + ",file=" + escape(m.Disk),
-		"-device", "virtio-blk-pci,drive=disk0,bootindex=0,serial=imgpipe0,logical_block_size=" + sector + ",physical_block_size=" + sector,
+		"-device", "virtio-blk-pci,drive=disk0,serial=imgpipe0" + first + ",logical_block_size=" + sector + ",physical_block_size=" + sector,
 		// No option ROM: the firmware then spends no minutes on network boot.
 		"-netdev", nic, "-device", "virtio-net-pci,netdev=net0,romfile=",
 		"-device", "virtio-rng-pci",
 	}
-	return append(args, m.Extra...)
+	return slices.Concat(args, kernel, m.Extra)
 }
 
 func orDefault(n, d int) int {

@@ -43,36 +43,43 @@ func From(c *cli.Context) (*sign.Trust, error) {
 	case path != "" && len(files) > 0:
 		return nil, ui.Usagef(c, "--key and --policy: a policy names its keys itself")
 	case path != "":
-		return fromPolicy(path)
+		return Policy("--policy", path)
 	case len(files) == 0:
 		return nil, nil
 	}
+	return Keys("--key", files)
+}
+
+// Keys believes what any one of the public keys in files signed. what is how
+// messages call them.
+func Keys(what string, files []string) (*sign.Trust, error) {
 	var keys []*sign.Key
 	for _, f := range files {
 		b, err := read(f, maxKey)
 		if err != nil {
-			return nil, ui.Fail(ui.ExitUsage, fmt.Errorf("--key: %w", err), "")
+			return nil, ui.Fail(ui.ExitUsage, fmt.Errorf("%s: %w", what, err), "")
 		}
 		k, err := sign.ParseKey(f, b)
 		if err != nil {
-			return nil, ui.Fail(ui.ExitUsage, fmt.Errorf("--key: %w", err), "openssl pkey -in PRIVATE -pubout, or cosign public-key --key PRIVATE, prints the public half")
+			return nil, ui.Fail(ui.ExitUsage, fmt.Errorf("%s: %w", what, err), "openssl pkey -in PRIVATE -pubout, or cosign public-key --key PRIVATE, prints the public half")
 		}
 		keys = append(keys, k)
 	}
 	return sign.TrustKeys(keys...), nil
 }
 
-func fromPolicy(path string) (*sign.Trust, error) {
+// Policy believes what the policy in a file says. what is how messages call it.
+func Policy(what, path string) (*sign.Trust, error) {
 	b, err := read(path, sign.MaxPolicy+1)
 	if err != nil {
-		return nil, ui.Fail(ui.ExitUsage, fmt.Errorf("--policy: %w", err), "")
+		return nil, ui.Fail(ui.ExitUsage, fmt.Errorf("%s: %w", what, err), "")
 	}
 	p, err := sign.ParsePolicy(path, b, func(key string) ([]byte, error) { return read(key, maxKey) })
 	if err != nil {
 		return nil, ui.Fail(ui.ExitUsage, err, "docs/trust.md has the policy language")
 	}
 	if p, err = p.Absolute(filepath.Abs); err != nil {
-		return nil, fmt.Errorf("--policy: %w", err)
+		return nil, fmt.Errorf("%s: %w", what, err)
 	}
 	return sign.TrustPolicy(p), nil
 }

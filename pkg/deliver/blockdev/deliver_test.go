@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -59,6 +60,9 @@ func deliverTo(t *testing.T, d *blockdev.Disk, source deliver.Source, table *dis
 	}
 	have, err := deliver.Look(t.Context(), want, d, deliver.Options{})
 	if err != nil {
+		t.Fatal(err)
+	}
+	if err := deliver.LookElsewhere(t.Context(), want, have, source, d, deliver.Options{}); err != nil {
 		t.Fatal(err)
 	}
 	plan, err := deliver.NewPlan(want, have)
@@ -120,6 +124,44 @@ func TestDeliver(t *testing.T) {
 					t.Error("what lies beyond the image was touched")
 				}
 				judge(t, path, target, kind, sector)
+			})
+		}
+	}
+}
+
+// TestDeliverWhatMoved writes images whose root lies a little further on, over the
+// one before: next to nothing is fetched.
+func TestDeliverWhatMoved(t *testing.T) {
+	for _, sector := range []int64{512, 4096} {
+		for _, kind := range []string{"loop", "file"} {
+			t.Run(fmt.Sprintf("%s/%d", kind, sector), func(t *testing.T) {
+				raw, table := image(t, sector)
+				path := filepath.Join(t.TempDir(), "disk")
+				if err := os.WriteFile(path, nil, 0o600); err != nil {
+					t.Fatal(err)
+				}
+				if err := os.Truncate(path, 40*mib); err != nil {
+					t.Fatal(err)
+				}
+				target := path
+				if kind == "loop" {
+					target = loop(t, path, append(sectors(sector), "--direct-io=on")...)
+				}
+				d := open(t, target, blockdev.Options{SectorSize: sector})
+				for i, on := range []int64{0, 4096, mib, -mib - 4096} {
+					const from, length = 9*mib + 64<<10, 5 * mib
+					moved := bytes.Clone(raw)
+					clear(moved[from:][:length])
+					copy(moved[from+on:], raw[from:][:length])
+					source, err := delivertest.NewImage(moved, sector, 64<<10, 8*mib)
+					if err != nil {
+						t.Fatal(err)
+					}
+					b := deliverTo(t, d, source, table).Bytes
+					if i > 0 && (b.Copied < 4*mib || b.Decoded > 256<<10) {
+						t.Errorf("%d on: %+v", on, b)
+					}
+				}
 			})
 		}
 	}

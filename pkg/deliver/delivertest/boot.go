@@ -16,6 +16,7 @@ func Boots(disk []byte, sector int64) bool {
 // boots says what firmware would make of a disk.
 type boots struct {
 	starts bool     // it is started by what LBA 0 holds, by BIOS or UEFI
+	lba0   bool     // LBA 0 is the image's
 	cd     bool     // UEFI finds a boot catalogue, as on a CD, whatever LBA 0 holds
 	tables [][]byte // the entries of the valid GPTs, for firmware that starts those without a protective MBR
 }

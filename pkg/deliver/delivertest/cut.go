@@ -78,6 +78,7 @@ type model struct {
 	cut     int
 	err     error
 	tables  [2][]byte // the entries of the GPT before and wanted
+	cd      bool      // the image has a boot catalogue
 	known   map[string]boots
 	key     []byte
 }
@@ -115,9 +116,11 @@ func newModel(d *Disk, inv Invariant, c Cuts) *model {
 		m.base.add(m.count(off, m.durable[off:m.end(off)]), 1)
 	}
 	for i, b := range [][]byte{inv.Before, inv.Want} {
-		if t := bootModel(func(off, n int64) []byte { return b[off : off+n] }, int64(len(b)), m.sector).tables; len(t) > 0 {
-			m.tables[i] = t[0]
+		boots := bootModel(func(off, n int64) []byte { return b[off : off+n] }, int64(len(b)), m.sector)
+		if len(boots.tables) > 0 {
+			m.tables[i] = boots.tables[0]
 		}
+		m.cd = boots.cd // the last: the image's
 	}
 	return m
 }
@@ -241,6 +244,7 @@ func (m *model) look(what string) {
 	b, ok := m.known[string(m.key)]
 	if !ok {
 		b = bootModel(m.read, int64(len(m.durable)), m.sector)
+		b.lba0 = bytes.Equal(m.read(0, m.sector), m.inv.Want[:m.sector])
 		if m.inv.Severe {
 			b.starts = anyByte(m.read(0, m.sector))
 		}
@@ -256,7 +260,9 @@ func (m *model) look(what string) {
 			why = "a GPT is valid"
 		}
 	}
-	if b.cd && c[2] != 0 { // it leads to what was before: no image has one
+	// A boot catalogue may lead to what was before, while all of that is there;
+	// or to the image, when all of it is but for LBA 0.
+	if b.cd && c[2] != 0 && !(m.cd && (c[1] == 0 || c[1] == 1 && !b.lba0)) {
 		why = "a boot catalogue is valid"
 	}
 	if why != "" {

@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
+	"encoding/binary"
 	"fmt"
 	"io"
+	"slices"
 	"sync/atomic"
 
 	"github.com/imgpipe/imgpipe/pkg/diskimage"
@@ -17,8 +19,12 @@ import (
 type Image struct {
 	// Fault may change, or refuse, what a request gets. Set it before use.
 	Fault func(call int, body []byte) (io.Reader, error)
+	// MapFault may change what the block map says of a chunk, or end it. Set it
+	// before use.
+	MapFault func(chunk int, blocks []uint64) error
 
 	index    *diskimage.Index
+	blocks   [][]uint64 // the block map
 	segments [][]byte
 	calls    atomic.Int64
 	sent     atomic.Int64
@@ -55,6 +61,7 @@ func NewImage(raw []byte, sector, chunkSize, segmentSize int64) (*Image, error) 
 			frame.Len = int64(len(blob)) - frame.Off
 			digest := diskimage.DigestOf(b)
 			root.Write(digest[:])
+			im.blocks = append(im.blocks, mapBlocks(b))
 			im.index.Chunks = append(im.index.Chunks, diskimage.Chunk{
 				Extent: diskimage.Extent{Off: off, Len: int64(len(b))}, Digest: digest,
 				Segment: len(im.segments), Frame: frame,
@@ -68,6 +75,34 @@ func NewImage(raw []byte, sector, chunkSize, segmentSize int64) (*Image, error) 
 	}
 	im.index.DiskDigest = diskimage.Digest(root.Sum(nil))
 	return im, im.index.Validate()
+}
+
+// mapBlocks returns the entries of the block map for a chunk.
+func mapBlocks(b []byte) (out []uint64) {
+	for part := range slices.Chunk(b, 4096) {
+		sum := sha256.Sum256(part)
+		out = append(out, binary.LittleEndian.Uint64(sum[:]))
+	}
+	return out
+}
+
+// BlockMap implements deliver.BlockMapper.
+func (im *Image) BlockMap(ctx context.Context, f func(chunk int, blocks []uint64) error) error {
+	for i, b := range im.blocks {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		b = slices.Clone(b)
+		if im.MapFault != nil {
+			if err := im.MapFault(i, b); err != nil {
+				return err
+			}
+		}
+		if err := f(i, b); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // Index implements deliver.Source.

@@ -22,6 +22,7 @@ type Twin struct {
 	Path    string               `json:"path"`
 	Shares  []signature.Identity `json:"shares"`
 	Retired bool                 `json:"retired,omitempty"` // --retire names it
+	Allowed bool                 `json:"allowed,omitempty"` // --allow-twin names it
 	disk    *blockdev.Disk       // open, if it is to be retired
 	boot    []diskimage.Extent   // what that zeroes; LBA 0 leads
 }
@@ -93,20 +94,42 @@ func OpenDevice(ctx context.Context) func(blockdev.Device) (io.ReaderAt, func() 
 	}
 }
 
+// AllowTwins marks those that --allow-twin names, and says what that means. It
+// has to name what is a copy.
+func AllowTwins(say func(string, ...any), found []Twin, paths []string, same func(a, b string) bool) error {
+	for _, path := range paths {
+		i := slices.IndexFunc(found, func(t Twin) bool { return same(path, t.Path) })
+		if i < 0 {
+			return &deliver.Error{
+				Problem: deliver.ProblemTarget, State: deliver.StateUntouched, Try: "without --allow-twin, copies are listed",
+				Err: fmt.Errorf("--allow-twin: %s is no copy of this image among the other disks of this machine", path),
+			}
+		}
+		if t := &found[i]; !t.Allowed {
+			t.Allowed = true
+			say("warning: %s shares %s with what is written: while both are in one machine, it boots, and is configured from, either", t.Path, Listed(t.Shares))
+		}
+	}
+	return nil
+}
+
 // RefuseTwins says which disks the machine could boot as well.
 func RefuseTwins(found []Twin) error {
-	if len(found) == 0 {
-		return nil
-	}
 	var what, try []string
 	for _, t := range found {
+		if t.Allowed {
+			continue
+		}
 		what = append(what, fmt.Sprintf("%s shares %s with what is written", t.Path, Listed(t.Shares)))
 		try = append(try, "--retire "+t.Path)
+	}
+	if len(what) == 0 {
+		return nil
 	}
 	return &deliver.Error{
 		Problem: deliver.ProblemTarget, State: deliver.StateUntouched,
 		Err: errors.New("the machine could boot, or configure, another disk in its place: " + strings.Join(what, "; ")),
-		Try: "take it out, or " + strings.Join(try, " ") + " to make it not bootable",
+		Try: "take it out, or " + strings.Join(try, " ") + " to make it not bootable, or --allow-twin if the target goes into another machine",
 	}
 }
 

@@ -72,10 +72,36 @@ func TestTwinsOfTheMachine(t *testing.T) {
 	}
 	err := RefuseTwins(got)
 	e, ok := errors.AsType[*deliver.Error](err)
-	if !ok || e.Problem != deliver.ProblemTarget || !strings.Contains(err.Error(), "nothing was written") || !strings.HasSuffix(e.Try, "--retire /dev/copy --retire /dev/seed to make it not bootable") {
+	if !ok || e.Problem != deliver.ProblemTarget || !strings.Contains(err.Error(), "nothing was written") || !strings.HasSuffix(e.Try, "--retire /dev/copy --retire /dev/seed to make it not bootable, or --allow-twin if the target goes into another machine") {
 		t.Errorf("%v, %+v", err, e)
 	}
 	if RefuseTwins(nil) != nil {
 		t.Error("refused without a twin")
+	}
+}
+
+// TestAllowedTwins names the copies that stay, one after the other.
+func TestAllowedTwins(t *testing.T) {
+	found := []Twin{
+		{Path: "/dev/sda", Shares: []signature.Identity{{Kind: "disk GUID", Value: "1"}}},
+		{Path: "/dev/sdb", Shares: []signature.Identity{{Kind: "label", Value: "CIDATA"}}},
+	}
+	links := map[string]string{"/dev/disk/by-id/a": "/dev/sda", "/dev/sdb": "/dev/sdb", "/dev/sdc": "/dev/sdc"}
+	allow := func(paths ...string) (said []string, err error) {
+		say := func(format string, args ...any) { said = append(said, fmt.Sprintf(format, args...)) }
+		return said, AllowTwins(say, found, paths, func(a, b string) bool { return links[a] == b })
+	}
+	if said, err := allow("/dev/sdc"); err == nil || len(said) > 0 || !strings.Contains(err.Error(), "/dev/sdc is no copy of this image") {
+		t.Errorf("a disk that is no copy: %v, %q", err, said)
+	}
+	said, err := allow("/dev/disk/by-id/a")
+	if want := "warning: /dev/sda shares disk GUID 1 with what is written: while both are in one machine, it boots, and is configured from, either"; err != nil || len(said) != 1 || said[0] != want {
+		t.Errorf("%v, %q, want %q", err, said, want)
+	}
+	if err := RefuseTwins(found); err == nil || strings.Contains(err.Error(), "sda") || !strings.Contains(err.Error(), "/dev/sdb shares label CIDATA") {
+		t.Errorf("one of two is allowed: %v", err)
+	}
+	if said, err := allow("/dev/disk/by-id/a", "/dev/sdb", "/dev/sdb"); err != nil || len(said) != 1 || RefuseTwins(found) != nil {
+		t.Errorf("both are allowed: %v, %q, %v", err, said, RefuseTwins(found))
 	}
 }

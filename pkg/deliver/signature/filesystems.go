@@ -1,8 +1,10 @@
 package signature
 
 import (
+	"bytes"
 	"encoding/binary"
 	"fmt"
+	"strings"
 )
 
 var le, be = binary.LittleEndian, binary.BigEndian
@@ -90,4 +92,24 @@ func (g *region) nilfs() {
 			g.add("nilfs2", max(off, kib)+6, 2, g.uuid(max(off, kib)+152), g.text(max(off, kib)+168, 80))
 		}
 	}
+}
+
+// iso takes the primary volume descriptor (ECMA-119, section 8.4). What blkid
+// calls its UUID is the time of its last change, or that of its making.
+func (g *region) iso() {
+	const at = 32 * kib
+	if !g.has(at+1, "CD001") {
+		return
+	}
+	id := ""
+	if b := g.bytes(at, 2048); b != nil {
+		digits := b[830:846]
+		if digits[0] == 0 || len(bytes.Trim(digits, "0")) == 0 {
+			digits = b[813:829]
+		}
+		if s := string(digits); strings.Trim(s, "0123456789") == "" {
+			id = strings.Join([]string{s[:4], s[4:6], s[6:8], s[8:10], s[10:12], s[12:14], s[14:]}, "-")
+		}
+	}
+	g.add("iso9660", at+1, 5, id, g.text(at+40, 32))
 }

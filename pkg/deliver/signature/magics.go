@@ -42,8 +42,7 @@ var magics = []magic{
 	{name: "erofs", off: kib, magic: "\xe2\xe1\xf5\xe0", uuid: kib + 48, label: kib + 64, labelLen: 16},
 	{name: "cramfs", magic: "\x45\x3d\xcd\x28"},
 	{name: "romfs", magic: "-rom1fs-"},
-	{name: "iso9660", off: 32*kib + 1, magic: "CD001", label: 32*kib + 40, labelLen: 32}, // ECMA-119, 8.4
-	{name: "udf", off: 32*kib + 1, magic: "BEA01"},                                       // ECMA-167, 2/9.1.2
+	{name: "udf", off: 32*kib + 1, magic: "BEA01"}, // ECMA-167, 2/9.1.2
 	{name: "udf", off: 34*kib + 1, magic: "BEA01"},
 	{name: "udf", off: 36*kib + 1, magic: "BEA01"}, // on 4096-byte blocks
 	{name: "jfs", off: 32 * kib, magic: "JFS1", uuid: 32*kib + 136, label: 32*kib + 152, labelLen: 16},

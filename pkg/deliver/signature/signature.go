@@ -227,7 +227,7 @@ func (g *region) look() {
 		}
 	}
 	for _, f := range []func(*region){
-		(*region).ext, (*region).fat, (*region).swap, (*region).lvm, (*region).luks, (*region).md, (*region).fakeRAID, (*region).drbd, (*region).zfs, (*region).nilfs,
+		(*region).ext, (*region).fat, (*region).swap, (*region).lvm, (*region).luks, (*region).md, (*region).fakeRAID, (*region).drbd, (*region).zfs, (*region).nilfs, (*region).iso,
 	} {
 		f(g)
 	}

@@ -97,10 +97,16 @@ func Twins(want []Identity, other *Found) (shared []Identity) {
 	return shared
 }
 
+// cdDescriptors is where the volume descriptors of an ISO 9660 and a UDF are,
+// the boot record of El Torito among them: UEFI firmware starts such a disk
+// whatever LBA 0 holds.
+var cdDescriptors = diskimage.Extent{Off: 32 * kib, Len: 32 * kib}
+
 // BootBytes returns what makes a disk of sectors of the given size one that
-// boots, configures, or is found by an identity: LBA 0, which leads, every GPT
-// that was found, CIDATA volumes' signatures, and those outside of partitions
-// that bear one of the identities. All are whole sectors.
+// boots, configures, or is found by an identity: LBA 0, which leads, the
+// descriptors by which firmware starts it as a CD, every GPT that was found,
+// CIDATA volumes' signatures, and those outside of partitions that bear one of
+// the identities. All are whole sectors.
 func (f *Found) BootBytes(size, sector int64, identities ...Identity) []diskimage.Extent {
 	out := []diskimage.Extent{{Len: min(sector, size)}}
 	for _, t := range f.Tables {
@@ -109,6 +115,9 @@ func (f *Found) BootBytes(size, sector int64, identities ...Identity) []diskimag
 		}
 	}
 	for _, s := range f.Signatures {
+		if s.Place == "" && (s.Name == "iso9660" || s.Name == "udf") {
+			out = append(out, cdDescriptors.Intersect(diskimage.Extent{Len: size}))
+		}
 		if s.config() || s.Place == "" && s.UUID != "" && slices.Contains(identities, filesystemUUID(s.UUID)) {
 			out = append(out, s.Extent)
 		}

@@ -49,7 +49,13 @@ const stubDir = "/usr/lib/systemd/boot/efi/"
 
 // Find looks for the newest kernel of a tree and what belongs to it. All that
 // is missing is reported at once, joined, each as a *MissingError.
-func Find(t *tree.Tree, arch string) (Kernel, error) {
+func Find(t *tree.Tree, arch string) (Kernel, error) { return find(t, arch, true) }
+
+// FindKernel is Find for a tree in which just a kernel and a stub were unpacked:
+// Initrd stays empty, and OSRelease, where there is none.
+func FindKernel(t *tree.Tree, arch string) (Kernel, error) { return find(t, arch, false) }
+
+func find(t *tree.Tree, arch string, system bool) (Kernel, error) {
 	a, ok := arches[arch]
 	if !ok {
 		return Kernel{}, fmt.Errorf("boot: architecture %q: want amd64 or arm64", arch)
@@ -72,14 +78,14 @@ func Find(t *tree.Tree, arch string) (Kernel, error) {
 	}
 	if k.Version == "" {
 		missing("kernel (/boot/vmlinuz-* or /usr/lib/modules/*/vmlinuz)", a.kernel, strings.Replace(a.kernel, "image-", "image-cloud-", 1))
-	} else if k.Initrd = findInitrd(t, k.Version); k.Initrd == "" {
+	} else if k.Initrd = findInitrd(t, k.Version); k.Initrd == "" && system {
 		missing(fmt.Sprintf("initramfs for its kernel (%s)", fmt.Sprintf(initrdNames[0], k.Version)), "initramfs-tools", "dracut")
 	}
 	if k.Stub = regular(t, stubDir+a.stub); k.Stub == "" {
 		missing("EFI stub ("+stubDir+a.stub+")", "systemd-boot-efi")
 	}
 	if k.OSRelease = regular(t, "/etc/os-release"); k.OSRelease == "" {
-		if k.OSRelease = regular(t, "/usr/lib/os-release"); k.OSRelease == "" {
+		if k.OSRelease = regular(t, "/usr/lib/os-release"); k.OSRelease == "" && system {
 			missing("/etc/os-release", "base-files")
 		}
 	}

@@ -36,41 +36,15 @@ var epoch = time.Date(2026, 11, 1, 0, 0, 0, 0, time.UTC)
 // It runs with IMGPIPE_QEMU=1, on the kernel of / or of the directory that
 // IMGPIPE_QEMU_ROOT names (an unpacked linux-image-cloud-amd64 will do).
 func TestFirmwareAndKernelBoot(t *testing.T) {
-	if os.Getenv("IMGPIPE_QEMU") != "1" {
-		t.Skip("IMGPIPE_QEMU is not 1: no virtual machines")
-	}
-	qemu, err := exec.LookPath("qemu-system-x86_64")
-	if err != nil {
-		t.Skipf("qemu-system-x86 is not installed: %v", err)
-	}
-	stub, err := os.ReadFile(debianStub)
-	if err != nil {
-		t.Skipf("systemd-boot-efi is not installed: %v", err)
-	}
-	root := os.Getenv("IMGPIPE_QEMU_ROOT")
-	if root == "" {
-		root = "/"
-	}
-	kernels, err := filepath.Glob(filepath.Join(root, "boot/vmlinuz-*"))
-	if err != nil || len(kernels) == 0 {
-		t.Skipf("no kernel in %s/boot; IMGPIPE_QEMU_ROOT may name another root", root)
-	}
-	version := strings.TrimPrefix(filepath.Base(kernels[0]), "vmlinuz-")
-	kernel, err := os.ReadFile(kernels[0])
-	if err != nil {
-		t.Fatal(err)
-	}
-	uki, err := boot.UKI{
-		Stub: stub, Kernel: diskimage.Bytes(kernel), Initrd: diskimage.Bytes(initramfs(t, root, version)),
-		OSRelease: "ID=test\nPRETTY_NAME=Test\n", Cmdline: "console=ttyS0 panic=-1 marker=uki", Uname: version,
-	}.Build()
+	g := guest(t)
+	uki, err := g.uki(t, "marker=uki", initramfs(t, g.root, g.version)).Build()
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, sector := range []int64{512, 4096} {
 		t.Run(fmt.Sprint(sector), func(t *testing.T) {
 			disk, want := testDisk(t, sector, uki)
-			console := run(t, qemu, disk, sector)
+			console := run(t, g.qemu, disk, sector)
 			if !strings.Contains(console, "CMDLINE console=ttyS0 panic=-1 marker=uki") || !strings.Contains(console, "INIT DONE") {
 				t.Fatalf("the UKI did not start as it should:\n%s", tail(console))
 			}
@@ -94,6 +68,50 @@ func TestFirmwareAndKernelBoot(t *testing.T) {
 				t.Log(tail(console))
 			}
 		})
+	}
+}
+
+// parts are what guests are made of.
+type parts struct {
+	qemu, root, version string
+	stub, kernel        []byte
+}
+
+// guest finds them, or skips the test.
+func guest(t *testing.T) parts {
+	t.Helper()
+	if os.Getenv("IMGPIPE_QEMU") != "1" {
+		t.Skip("IMGPIPE_QEMU is not 1: no virtual machines")
+	}
+	qemu, err := exec.LookPath("qemu-system-x86_64")
+	if err != nil {
+		t.Skipf("qemu-system-x86 is not installed: %v", err)
+	}
+	stub, err := os.ReadFile(debianStub)
+	if err != nil {
+		t.Skipf("systemd-boot-efi is not installed: %v", err)
+	}
+	root := os.Getenv("IMGPIPE_QEMU_ROOT")
+	if root == "" {
+		root = "/"
+	}
+	kernels, err := filepath.Glob(filepath.Join(root, "boot/vmlinuz-*"))
+	if err != nil || len(kernels) == 0 {
+		t.Skipf("no kernel in %s/boot; IMGPIPE_QEMU_ROOT may name another root", root)
+	}
+	kernel, err := os.ReadFile(kernels[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	return parts{qemu, root, strings.TrimPrefix(filepath.Base(kernels[0]), "vmlinuz-"), stub, kernel}
+}
+
+// uki is one that says a mark on its command line.
+func (g parts) uki(t *testing.T, mark string, initrd []byte) boot.UKI {
+	t.Helper()
+	return boot.UKI{
+		Stub: g.stub, Kernel: diskimage.Bytes(g.kernel), Initrd: diskimage.Bytes(initrd),
+		OSRelease: "ID=test\nPRETTY_NAME=Test\n", Cmdline: "console=ttyS0 panic=-1 " + mark, Uname: g.version,
 	}
 }
 
@@ -207,6 +225,9 @@ func run(t *testing.T, qemu, disk string, sector int64) string {
 	return out.String()
 }
 
+// unsigned is a module that is also there with its signature torn off.
+const unsigned = "dummy"
+
 // initramfs is a cpio archive of testdata/init and the modules that it loads.
 func initramfs(t *testing.T, root, version string) []byte {
 	t.Helper()
@@ -232,7 +253,7 @@ func initramfs(t *testing.T, root, version string) []byte {
 		t.Fatal(err)
 	}
 	add("init", 0o100755, data)
-	wanted := []string{"virtio", "virtio_ring", "virtio_pci", "virtio_pci_legacy_dev", "virtio_pci_modern_dev", "virtio_blk", "fat", "vfat", "nls_cp437", "nls_ascii", "nls_utf8"}
+	wanted := []string{unsigned, "virtio", "virtio_ring", "virtio_pci", "virtio_pci_legacy_dev", "virtio_pci_modern_dev", "virtio_blk", "fat", "vfat", "nls_cp437", "nls_ascii", "nls_utf8"}
 	err = filepath.WalkDir(filepath.Join(root, "lib/modules", version), func(p string, _ os.DirEntry, err error) error {
 		name, ok := strings.CutSuffix(filepath.Base(p), ".ko")
 		if err != nil || !ok || !slices.Contains(wanted, name) {
@@ -240,6 +261,9 @@ func initramfs(t *testing.T, root, version string) []byte {
 		}
 		data, err := os.ReadFile(p)
 		add("modules/"+name+".ko", 0o100644, data)
+		if name == unsigned {
+			add("unsigned.ko", 0o100644, data[:bytes.LastIndex(data, []byte("~Module signature appended~"))])
+		}
 		return err
 	})
 	if err != nil {

@@ -2,12 +2,15 @@ package build
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
+	"fmt"
 	"path"
 	"strings"
 
 	"github.com/imgpipe/imgpipe/pkg/diskimage"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/boot"
+	"github.com/imgpipe/imgpipe/pkg/diskimage/boot/authenticode"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/tree"
 )
 
@@ -31,6 +34,12 @@ func (b *builder) boot(context.Context) error {
 	image, err := uki.Build()
 	if err != nil {
 		return err
+	}
+	if s := b.options.SecureBoot; s != nil {
+		if image, err = authenticode.Sign(image, *s); err != nil {
+			return err
+		}
+		b.image.Record.SecureBoot = fmt.Sprintf("%x", sha256.Sum256(s.Cert.Raw))
 	}
 	b.uki = &tree.Inode{Mode: 0o644, MTime: r.Epoch, Data: image}
 	b.image.made.kernel, b.image.made.uki = k, image

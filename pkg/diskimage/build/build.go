@@ -25,6 +25,7 @@ import (
 	"time"
 
 	"github.com/imgpipe/imgpipe/pkg/diskimage"
+	"github.com/imgpipe/imgpipe/pkg/diskimage/boot/authenticode"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/customize"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/packages"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/recipe"
@@ -41,6 +42,11 @@ type Options struct {
 	Progress func(Event)      // called in order; nil for none
 	Now      func() time.Time // for Record.Steps
 	Evidence bool             // Contents and Origin of the Image will be asked for
+	// PolicyFiles checks the policy at path, and returns what it names by file: of
+	// an environment with a policy. nil is none.
+	PolicyFiles func(path string, text []byte) (map[string]string, error)
+
+	SecureBoot *authenticode.Signer // signs the UKI; nil leaves it unsigned
 
 	debian func(context.Context, packages.Request, packages.Options) (*packages.Result, error) // for tests; nil is packages.Debian
 }
@@ -72,6 +78,8 @@ type Record struct {
 	RootSize  int64              `json:"rootSize"` // bytes
 	Kernel    string             `json:"kernel"`   // version
 	Steps     []StepTime         `json:"steps"`
+
+	SecureBoot string `json:"secureBoot,omitempty"` // SHA-256 of the certificate that the UKI is signed by
 
 	PackageSteps []packages.StepTime `json:"packageSteps,omitempty"` // within the step "packages"
 }
@@ -147,13 +155,16 @@ func (b *builder) say(note string) {
 }
 
 // packages runs the package manager, or finds what it made before.
-func (b *builder) packages(ctx context.Context) error {
+func (b *builder) packages(ctx context.Context) error { return b.debian(ctx, *b.recipe.Base.Debian) }
+
+// debian has the recipe's packages brought from a base.
+func (b *builder) debian(ctx context.Context, base recipe.DebianBase) error {
 	r, debian := b.recipe, b.options.debian
 	if debian == nil {
 		debian = packages.Debian
 	}
 	res, err := debian(ctx, packages.Request{
-		Debian: *r.Base.Debian, Arch: r.Arch, Packages: r.Packages, Epoch: r.Epoch,
+		Debian: base, Arch: r.Arch, Packages: r.Packages, Epoch: r.Epoch,
 	}, packages.Options{
 		CacheDir: b.options.CacheDir, WorkDir: b.options.WorkDir, Refresh: b.options.Refresh,
 		Env: b.options.Env, Log: b.options.Log, Now: b.options.Now, Progress: b.packageEvent,

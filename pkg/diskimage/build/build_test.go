@@ -118,7 +118,7 @@ func make1(t *testing.T, r *recipe.Recipe, o Options) *Image {
 // file reads a file out of a partition of the image.
 func file(t *testing.T, im *Image, role diskimage.Role, path string) string {
 	t.Helper()
-	b, err := foreign.ReadFile(im.Disk, *im.Table.Find(role), im.Table.SectorSize, path, 1<<20)
+	b, err := foreign.ReadFile(im.Disk, *im.Table.Find(role), path, 1<<20)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -148,7 +148,7 @@ func TestEveryPartitionHoldsItsTree(t *testing.T) {
 		t.Errorf("the UKI's command line is not %q", want)
 	}
 	for _, gone := range []string{"/boot/vmlinuz-6.1.0-1", "/srv/www/index.html"} {
-		if _, err := foreign.ReadFile(im.Disk, *root, 512, gone, 1<<20); err == nil {
+		if _, err := foreign.ReadFile(im.Disk, *root, gone, 1<<20); err == nil {
 			t.Errorf("%s is still on the root", gone)
 		}
 	}
@@ -365,7 +365,7 @@ func TestAMountBelowAMountHoldsItsOwnTree(t *testing.T) {
 				if p.Name != on {
 					continue
 				}
-				_, err := foreign.ReadFile(im.Disk, p, 512, path, 1<<20)
+				_, err := foreign.ReadFile(im.Disk, p, path, 1<<20)
 				if (err == nil) != (on == "www") {
 					t.Errorf("%s: %s on %s: %v", name, path, on, err)
 				}

@@ -52,14 +52,14 @@ func TestReadFile(t *testing.T) {
 			} else if _, err := FATType(disk, off); err == nil {
 				t.Error("FATType takes an ext4 for a FAT")
 			}
-			got, err := ReadFile(disk, p, 512, "/EFI/BOOT/BOOTX64.EFI", 1<<20)
+			got, err := ReadFile(disk, p, "/EFI/BOOT/BOOTX64.EFI", 1<<20)
 			if err != nil || !bytes.Equal(got, content()) {
 				t.Errorf("%d bytes, %v", len(got), err)
 			}
-			if _, err := ReadFile(disk, p, 512, "/EFI/BOOT/BOOTX64.EFI", 1000); err == nil || !strings.Contains(err.Error(), "over 1000 bytes") {
+			if _, err := ReadFile(disk, p, "/EFI/BOOT/BOOTX64.EFI", 1000); err == nil || !strings.Contains(err.Error(), "over 1000 bytes") {
 				t.Errorf("beyond the limit: %v", err)
 			}
-			if _, err := ReadFile(disk, p, 512, "/EFI/nothing", 1000); err == nil || !strings.Contains(err.Error(), "partition p") {
+			if _, err := ReadFile(disk, p, "/EFI/nothing", 1000); err == nil || !strings.Contains(err.Error(), "partition p") {
 				t.Errorf("a missing file: %v", err)
 			}
 		})
@@ -70,7 +70,7 @@ func TestDamageIsAnError(t *testing.T) {
 	zeros := diskimage.Bytes(make([]byte, 1<<20))
 	for _, kind := range []string{"fat12", "fat16", "fat32", "ext4", "xfs"} {
 		p := diskimage.Partition{Extent: diskimage.Extent{Len: 1 << 20}, Filesystem: diskimage.Filesystem{Type: kind}}
-		if _, err := ReadFile(zeros, p, 512, "/x", 1); err == nil {
+		if _, err := ReadFile(zeros, p, "/x", 1); err == nil {
 			t.Errorf("%s: no error", kind)
 		}
 	}

@@ -30,6 +30,9 @@ var deferHook string
 //go:embed finish.sh
 var finishHook string
 
+//go:embed extracted.sh
+var extractedHook string
+
 //go:embed copy.pm
 var copyModule string
 
@@ -205,6 +208,7 @@ func (r *run) fill(dir string) error {
 		{"setup", []byte(setupHook), 0o755},
 		{"defer", []byte(deferHook), 0o755},
 		{"finish", []byte(finishHook), 0o755},
+		{"extracted", []byte(extractedHook), 0o755},
 		{"copy.pm", []byte(copyModule), 0o644},
 	} {
 		name := filepath.Join(dir, f.name)
@@ -349,9 +353,12 @@ func (r *run) command(ctx context.Context, dir string) *exec.Cmd {
 		"--skip=check/signed-by",
 		// imgpipe keeps the packages and cleans up itself
 		"--skip=essential/unlink,cleanup/apt",
-		"--setup-hook="+filepath.Join(dir, "setup"),
-		"--extract-hook="+filepath.Join(dir, "defer"),
-		"--customize-hook="+filepath.Join(dir, "finish"))
+		"--setup-hook="+filepath.Join(dir, "setup"))
+	if d.Variant == VariantExtract {
+		args = append(args, "--extract-hook="+filepath.Join(dir, "extracted"))
+	} else {
+		args = append(args, "--extract-hook="+filepath.Join(dir, "defer"), "--customize-hook="+filepath.Join(dir, "finish"))
+	}
 	if len(r.req.Packages) > 0 {
 		args = append(args, "--include="+strings.Join(r.req.Packages, ","))
 	}
@@ -360,7 +367,7 @@ func (r *run) command(ctx context.Context, dir string) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, args[0], args[1:]...)
 	cmd.Dir = "/"
 	cmd.Env = append(append([]string{}, r.Env...), baseEnv...) // the last of a name counts
-	cmd.Env = append(cmd.Env, "TMPDIR="+dir, "SOURCE_DATE_EPOCH="+strconv.FormatInt(r.req.Epoch.Unix(), 10))
+	cmd.Env = append(cmd.Env, "TMPDIR="+dir, "SOURCE_DATE_EPOCH="+strconv.FormatInt(r.req.Epoch.Unix(), 10), "IMGPIPE_VARIANT="+d.Variant)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.Cancel = func() error { return unix.Kill(-cmd.Process.Pid, unix.SIGKILL) }
 	cmd.WaitDelay = 5 * time.Second

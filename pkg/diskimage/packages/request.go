@@ -24,7 +24,12 @@ var (
 	rePackage = regexp.MustCompile(`^[a-z0-9][a-z0-9+.-]*(:[a-z0-9-]+)?([=/][A-Za-z0-9][A-Za-z0-9.+:~_-]*)?$`)
 )
 
-var variants = []string{"extract", "custom", "essential", "apt", "required", "minbase", "buildd", "important", "debootstrap", "standard"}
+// VariantExtract is the variant in which packages and what they depend on are
+// unpacked, and nothing else: no script runs, and the tree is no system. It takes
+// seconds, and is for those who want files out of packages, such as a kernel.
+const VariantExtract = "extract"
+
+var variants = []string{VariantExtract, "custom", "essential", "apt", "required", "minbase", "buildd", "important", "debootstrap", "standard"}
 
 // debianKeyring is where package debian-archive-keyring has Debian's keys. They
 // are always named, so that what a host trusts besides decides nothing.

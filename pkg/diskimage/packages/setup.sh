@@ -61,6 +61,9 @@ cd "$archives"
 tar -xf - <&4
 ls >"$root/tmp/imgpipe.had"
 
+# Where packages are only unpacked, dpkg does nothing with them.
+[ "$IMGPIPE_VARIANT" != extract ] || exit 0
+
 # Decompressing takes longer than all else that dpkg does with a package, and is
 # begun now, on a core that has nothing else to do: see the other hooks.
 plain=$root/tmp/imgpipe.plain

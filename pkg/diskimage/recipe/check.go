@@ -20,6 +20,10 @@ func (c *checker) check() {
 	if d := c.r.Base.Debian; d != nil && d.Keyring != "" {
 		c.keyring(d)
 	}
+	if c.r.Kind == KindEnvironment {
+		c.environment()
+		return
+	}
 	for i := range c.r.Files {
 		c.file(&c.r.Files[i], fmt.Sprintf("files[%d]", i))
 	}

@@ -15,10 +15,10 @@ type decoder struct {
 }
 
 // decode fills a Recipe, with the defaults that depend on nothing else.
-func decode(root *node, v *vars, bad *mistakes) *Recipe {
+func decode(table *shape, root *node, v *vars, bad *mistakes) *Recipe {
 	r := &Recipe{}
 	d := &decoder{bad: bad, origins: map[string]Pos{}}
-	d.value(recipeShape, root, "", reflect.ValueOf(r).Elem())
+	d.value(table, root, "", reflect.ValueOf(r).Elem())
 	for name, text := range v.done {
 		if n := v.raw[name]; n.pos.File == setFile && r.Vars != nil {
 			r.Vars[name] = text

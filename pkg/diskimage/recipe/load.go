@@ -55,13 +55,16 @@ func Load(path string, o Options) (*Recipe, error) {
 		return nil, bad.err()
 	}
 	v := newVars(l.layers, o.Set, bad)
-	var root *node
 	for _, layer := range l.layers {
 		v.expand(layer)
-		root = merge(recipeShape, root, layer)
+	}
+	table := tableOf(l.layers)
+	var root *node
+	for _, layer := range l.layers {
+		root = merge(table, root, layer)
 	}
 	root.pos = Pos{File: path, Line: 1, Col: 1}
-	r := decode(root, v, bad)
+	r := decode(table, root, v, bad)
 	r.sources, r.dir = bad.sources, filepath.Dir(path)
 	r.inputs, r.given = l.inputs(r.dir), maps.Clone(o.Set)
 	c := &checker{r: r, stat: o.Stat, bad: bad}

@@ -11,6 +11,7 @@ import (
 const (
 	recipesDir = "../../../recipes"
 	docFile    = "../../../docs/recipe.md"
+	envDocFile = "../../../docs/environment.md"
 )
 
 func TestTheRecipesOfTheProjectLoad(t *testing.T) {
@@ -27,7 +28,11 @@ func TestTheRecipesOfTheProjectLoad(t *testing.T) {
 		if r.Name+".yaml" != filepath.Base(path) {
 			t.Errorf("%s is named %s", path, r.Name)
 		}
-		if r.Boot.Cmdline != "console=tty0" || r.Base.Debian.Mirrors != nil {
+		cmdline := "console=tty0"
+		if r.Kind == KindEnvironment {
+			cmdline, r.Boot.Cmdline = "console=tty0 console=tty0 panic=10", r.Cmdline
+		}
+		if r.Boot.Cmdline != cmdline || r.Base.Debian.Mirrors != nil {
 			t.Errorf("%s: cmdline %q, mirrors %q", path, r.Boot.Cmdline, r.Base.Debian.Mirrors)
 		}
 	}
@@ -74,6 +79,13 @@ func TestTheDocumentationNamesEveryKey(t *testing.T) {
 		}
 	}
 	check(recipeShape)
+	env, err := os.ReadFile(envDocFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// There, a key of a map stands behind its name: `modules.extra`.
+	doc = []byte(strings.NewReplacer("`modules.", "`", "`trust.", "`", "`server.", "`").Replace(string(doc) + string(env)))
+	check(environmentShape)
 }
 
 func TestDidYouMean(t *testing.T) {

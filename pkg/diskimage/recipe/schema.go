@@ -10,14 +10,13 @@ import (
 // the table that Load follows. It takes every file that Load takes; what needs
 // the resolved recipe, such as which keys have to be there at all, is Load's.
 func Schema() []byte {
-	root := recipeShape.schema()
-	root["$schema"] = "https://json-schema.org/draft/2020-12/schema"
-	root["title"] = "imgpipe recipe"
-	properties := root["properties"].(map[string]any)
-	fileName := map[string]any{"type": "string", "minLength": 1}
-	properties["extends"] = map[string]any{
-		"description": "Recipe files, relative to this one, that this one is laid over.",
-		"anyOf":       []any{fileName, map[string]any{"type": "array", "items": fileName}},
+	root := map[string]any{
+		"$schema": "https://json-schema.org/draft/2020-12/schema",
+		"title":   "imgpipe recipe",
+		"if": map[string]any{"type": "object", "required": []string{"kind"},
+			"properties": map[string]any{"kind": map[string]any{"enum": []string{KindEnvironment}}}},
+		"then": fileSchema(environmentShape),
+		"else": fileSchema(recipeShape),
 	}
 	var b bytes.Buffer
 	e := json.NewEncoder(&b)
@@ -27,6 +26,18 @@ func Schema() []byte {
 		panic(err) // maps, lists and texts always encode
 	}
 	return b.Bytes()
+}
+
+// fileSchema returns the schema of a file of one kind. A file that others extend
+// need not say its kind: it passes for that of an image.
+func fileSchema(table *shape) map[string]any {
+	m := table.schema()
+	fileName := map[string]any{"type": "string", "minLength": 1}
+	m["properties"].(map[string]any)["extends"] = map[string]any{
+		"description": "Recipe files, relative to this one, that this one is laid over.",
+		"anyOf":       []any{fileName, map[string]any{"type": "array", "items": fileName}},
+	}
+	return m
 }
 
 func (s *shape) schema() map[string]any {

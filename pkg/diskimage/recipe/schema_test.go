@@ -58,6 +58,13 @@ func validate(schema map[string]any, v any, at string) (errs []string) {
 			}
 		case "required", "properties", "additionalProperties", "propertyNames":
 			errs = append(errs, object(key, arg, schema, v, at)...)
+		case "if":
+			branch := "then"
+			if len(validate(arg.(map[string]any), v, at)) > 0 {
+				branch = "else"
+			}
+			errs = append(errs, validate(schema[branch].(map[string]any), v, at)...)
+		case "then", "else":
 		default:
 			bad("keyword %s is not checked", key)
 		}

@@ -46,6 +46,7 @@ type scalarShape struct {
 	parse   func(string) (any, error) // nil: the text itself
 	format  func(any) string          // inverse of parse; nil: the text itself
 	plain   bool                      // format needs no quotes
+	beside  bool                      // a file, relative to the recipe file that names it
 }
 
 // child returns the shape of a key of a map, or nil.

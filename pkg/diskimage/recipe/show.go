@@ -25,7 +25,7 @@ const commentColumn = 56
 // Canonical.
 func (r *Recipe) Show(w io.Writer) error {
 	p := &printer{r: r, w: bufio.NewWriter(w)}
-	p.fields(recipeShape, reflect.ValueOf(r).Elem(), "", "", "")
+	p.fields(r.table(), reflect.ValueOf(r).Elem(), "", "", "")
 	return p.w.Flush()
 }
 
@@ -37,7 +37,7 @@ func (r *Recipe) Canonical() []byte {
 	var b bytes.Buffer
 	e := json.NewEncoder(&b)
 	e.SetEscapeHTML(false)
-	m := r.canonicalMap(recipeShape, reflect.ValueOf(r).Elem(), "")
+	m := r.canonicalMap(r.table(), reflect.ValueOf(r).Elem(), "")
 	if err := e.Encode(m); err != nil {
 		panic(err) // maps, lists and texts always encode
 	}
@@ -96,7 +96,7 @@ func isEmpty(v reflect.Value) bool {
 // beside the recipe are relative to its folder.
 func (r *Recipe) text(s *scalarShape, v reflect.Value, path string) string {
 	text := s.show(v.Interface())
-	if strings.HasSuffix(path, "].source") || path == "base.debian.keyring" && !filepath.IsAbs(text) {
+	if s.beside || path == "base.debian.keyring" && !filepath.IsAbs(text) {
 		if rel, err := filepath.Rel(r.dir, text); err == nil {
 			text = filepath.ToSlash(rel)
 		}

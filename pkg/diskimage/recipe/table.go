@@ -1,5 +1,7 @@
 package recipe
 
+import "slices"
+
 // The patterns that several keys share.
 const (
 	hostLabel   = `[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?`
@@ -17,24 +19,30 @@ var (
 	trueOrFalse  = boolean("true", "false")
 )
 
-// recipeShape is the table of all there is in a recipe file. Only extends is
-// not in it: it is resolved before.
-var recipeShape = &shape{kind: mapping, fields: []*field{
-	{name: "version", doc: "Version of the recipe language.", required: true,
-		shape: one(wholeNumber[int]("1, the only version there is", 1, 1))},
-	{name: "kind", doc: "What the recipe makes.", required: true, shape: one(oneWord(KindDiskImage))},
-	{name: "name", doc: "Name of the image. Disk and partition GUIDs derive from it.", required: true, shape: one(nameShape)},
-	{name: "release", doc: "Version of the image, fit for an OCI tag.", required: true,
-		shape: one(matching("fit for an OCI tag: A-Z, a-z, 0-9, _, . and -, not . or - first", `[A-Za-z0-9_][A-Za-z0-9._-]*`, 128))},
-	{name: "arch", doc: "Architecture of the image.", required: true, shape: one(oneWord("amd64", "arm64"))},
-	{name: "flavour", doc: "Tells images of one name apart.", shape: one(nameShape)},
-	{name: "epoch", doc: "No timestamp in the image is later.", required: true, shape: one(epochShape)},
-	{name: "vars", doc: "Variables: ${name} in values.", local: true, shape: &shape{kind: mapping,
-		value: &scalarShape{want: "text, a number, or true or false", class: text | number | truth}}},
-	{name: "base", doc: "Where the tree starts.", required: true, shape: baseShape},
-	{name: "packages", doc: "Packages to install.", shape: many("package", matching(
-		"a package name, optionally with :arch, =version or /suite",
-		`[a-z0-9][a-z0-9+.-]*[a-z0-9+.](?::[a-z0-9-]+)?(?:=[A-Za-z0-9.+:~-]+|/[a-z0-9.-]+)?`, 255))},
+// commonFields is what recipes of every kind have. Only extends is not in it: it
+// is resolved before.
+func commonFields(base *shape) []*field {
+	return []*field{
+		{name: "version", doc: "Version of the recipe language.", required: true,
+			shape: one(wholeNumber[int]("1, the only version there is", 1, 1))},
+		{name: "kind", doc: "What the recipe makes.", required: true, shape: one(oneWord(KindDiskImage, KindEnvironment))},
+		{name: "name", doc: "Name of the image. Disk and partition GUIDs derive from it.", required: true, shape: one(nameShape)},
+		{name: "release", doc: "Version of the image, fit for an OCI tag.", required: true,
+			shape: one(matching("fit for an OCI tag: A-Z, a-z, 0-9, _, . and -, not . or - first", `[A-Za-z0-9_][A-Za-z0-9._-]*`, 128))},
+		{name: "arch", doc: "Architecture of the image.", required: true, shape: one(oneWord("amd64", "arm64"))},
+		{name: "epoch", doc: "No timestamp in the image is later.", required: true, shape: one(epochShape)},
+		{name: "vars", doc: "Variables: ${name} in values.", local: true, shape: &shape{kind: mapping,
+			value: &scalarShape{want: "text, a number, or true or false", class: text | number | truth}}},
+		{name: "base", doc: "Where the tree starts.", required: true, shape: base},
+		{name: "packages", doc: "Packages to install.", shape: many("package", matching(
+			"a package name, optionally with :arch, =version or /suite",
+			`[a-z0-9][a-z0-9+.-]*[a-z0-9+.](?::[a-z0-9-]+)?(?:=[A-Za-z0-9.+:~-]+|/[a-z0-9.-]+)?`, 255))},
+	}
+}
+
+// recipeShape is the table of all there is in a recipe for a disk image.
+var recipeShape = &shape{kind: mapping, fields: append(slices.Insert(commonFields(baseShape), 5,
+	&field{name: "flavour", doc: "Tells images of one name apart.", shape: one(nameShape)}), []*field{
 	{name: "files", doc: "Files, links and directories put into the tree after the packages.", shape: manyMaps("file", "path", fileShape)},
 	{name: "remove", doc: "Absolute patterns of what to remove; ** is any number of names.",
 		shape: many("pattern", checked("an absolute pattern", 0, checkGlob))},
@@ -51,27 +59,32 @@ var recipeShape = &shape{kind: mapping, fields: []*field{
 	{name: "boot", doc: "How the image starts.", shape: bootShape},
 	{name: "disk", doc: "Layout of the image.", required: true, shape: diskShape},
 	{name: "test", doc: "What imgbuild test looks for on the console.", shape: testShape},
-}}
+}...)}
 
 var baseShape = &shape{kind: mapping, oneOf: []string{"debian"}, fields: []*field{
-	{name: "debian", doc: "A tree made by Debian's package manager.", shape: &shape{kind: mapping, fields: []*field{
-		{name: "suite", doc: "Release of Debian: bookworm.", required: true,
-			shape: one(matching("a suite such as bookworm", `[a-z0-9][a-z0-9.-]*`, 64))},
+	{name: "debian", doc: "A tree made by Debian's package manager.", shape: &shape{kind: mapping, fields: append([]*field{
+		debianFields[0],
 		{name: "variant", doc: "Which packages are there from the start: mmdebstrap's word.", preset: "minbase",
 			shape: one(oneWord("essential", "apt", "required", "minbase", "buildd", "important", "debootstrap", "standard"))},
-		{name: "components", doc: "Parts of the archive.", preset: "main",
-			shape: many("component", matching("a component such as main", `[a-z0-9][a-z0-9./-]*`, 64))},
-		{name: "mirrors", doc: "URLs or whole deb lines; without any, mmdebstrap's own.",
-			shape: many("mirror", matching("a URL or a deb line", `deb(?:-src)? [^\x00-\x1f\x7f]+|[a-z][a-z0-9+.-]*:/[^\x00-\x20\x7f]+`, 1024))},
-		{name: "keyring", doc: "An apt keyring: a file beside the recipe or an absolute path.", local: true,
-			shape: one(checked("a file name", 4095, checkFileName))},
-	}}},
+	}, debianFields[1:]...)}},
 }}
+
+// debianFields is where Debian's packages come from.
+var debianFields = []*field{
+	{name: "suite", doc: "Release of Debian: bookworm.", required: true,
+		shape: one(matching("a suite such as bookworm", `[a-z0-9][a-z0-9.-]*`, 64))},
+	{name: "components", doc: "Parts of the archive.", preset: "main",
+		shape: many("component", matching("a component such as main", `[a-z0-9][a-z0-9./-]*`, 64))},
+	{name: "mirrors", doc: "URLs or whole deb lines; without any, mmdebstrap's own.",
+		shape: many("mirror", matching("a URL or a deb line", `deb(?:-src)? [^\x00-\x1f\x7f]+|[a-z][a-z0-9+.-]*:/[^\x00-\x20\x7f]+`, 1024))},
+	{name: "keyring", doc: "An apt keyring: a file beside the recipe or an absolute path.", local: true,
+		shape: one(checked("a file name", 4095, checkFileName))},
+}
 
 var fileShape = &shape{kind: mapping, oneOf: []string{"content", "source", "target", "directory"}, fields: []*field{
 	{name: "path", doc: "Where it is in the image: absolute.", required: true, shape: one(checked("an absolute path", 0, checkNotRoot))},
 	{name: "content", doc: "Text of the file.", shape: one(checked("text", 0, nil))},
-	{name: "source", doc: "A file or directory, relative to this recipe file.", shape: one(checked("a file name", 4095, checkFileName))},
+	{name: "source", doc: "A file or directory, relative to this recipe file.", shape: one(besideShape)},
 	{name: "target", doc: "What a symbolic link leads to.", shape: one(lineOf("what a link leads to", 4095))},
 	{name: "directory", doc: "A directory.", shape: one(boolean("true"))},
 	{name: "mode", doc: `Quoted octal mode: "0644".`, shape: one(modeShape)},

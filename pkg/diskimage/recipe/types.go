@@ -14,7 +14,7 @@ import (
 // paths, such as "files[2].mode".
 type Recipe struct {
 	Version  int
-	Kind     string // KindDiskImage
+	Kind     string // KindDiskImage, KindEnvironment
 	Name     string
 	Release  string
 	Arch     string // amd64, arm64
@@ -34,6 +34,8 @@ type Recipe struct {
 	Boot     Boot
 	Disk     Disk
 	Test     Test
+
+	Environment // of that kind; what is above from Flavour on, but Epoch to Packages, is then empty
 
 	origins map[string]Pos      // by field: where its value was written; a default has none
 	sources map[string][]string // the lines of every file read, for excerpts

@@ -196,6 +196,9 @@ func (b *Reader) get(ctx context.Context, s *source) (*answer, error) {
 	if (b.pos > 0 || b.extent.End() < b.size) && !noRanges {
 		a.header.Set("Range", fmt.Sprintf("bytes=%d-%d", b.pos, b.extent.End()-1))
 	}
+	if b.state.doubted(s, diskimage.Extent{Off: b.pos, Len: b.extent.End() - b.pos}) {
+		a.header.Set("Cache-Control", "no-cache") // RFC 9111, section 5.2.1.4: a cache on the way may be what is wrong
+	}
 	if to := b.state.target(s); to != nil {
 		away := a
 		away.url = to
@@ -292,11 +295,13 @@ func parseContentRange(s string) (off, end, total int64, err error) {
 }
 
 // Distrust says that the bytes were wrong. The next readers of this blob ask
-// other mirrors first, or a new connection where there are none.
+// other mirrors first, or a new connection where there are none; and the next
+// that wants any of these bytes tells caches to look again (Cache-Control: no-cache).
 func (b *Reader) Distrust() {
 	if b.from == nil {
 		return
 	}
+	b.state.doubt(b.from, diskimage.Extent{Off: b.extent.Off, Len: b.pos - b.extent.Off})
 	b.state.distrust(b.from, b.r.sources)
 	for p := b.r.c.unpark(b.state, b.size); p != nil; p = b.r.c.unpark(b.state, b.size) {
 		p.body.Close()

@@ -7,6 +7,8 @@ import (
 	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
+
+	"github.com/imgpipe/imgpipe/pkg/diskimage"
 )
 
 const (
@@ -56,7 +58,12 @@ type remembered struct {
 	noRanges bool // it answered 416 to one that lies in the blob
 	target   *url.URL
 	found    time.Time
+	doubted  []diskimage.Extent // bytes that were wrong, to be asked for past caches; at most maxDoubts
 }
+
+// maxDoubts bounds what is remembered of a blob that is wrong in many places:
+// of more, the first are asked for as others are.
+const maxDoubts = 64
 
 func (b *blobState) with(s *source, f func(*remembered)) {
 	b.mu.Lock()
@@ -83,6 +90,28 @@ func (b *blobState) doubts(s *source) (rank int) {
 }
 
 func (b *blobState) refusedBy(s *source) { b.with(s, func(m *remembered) { m.refused = true }) }
+
+// doubt records that bytes e, which these sources gave, were wrong.
+func (b *blobState) doubt(from map[*source]bool, e diskimage.Extent) {
+	for s := range from {
+		b.with(s, func(m *remembered) {
+			if len(m.doubted) >= maxDoubts {
+				m.doubted = m.doubted[1:]
+			}
+			m.doubted = append(m.doubted, e)
+		})
+	}
+}
+
+// doubted reports, once, whether s gave wrong bytes where e lies.
+func (b *blobState) doubted(s *source, e diskimage.Extent) (yes bool) {
+	b.with(s, func(m *remembered) {
+		before := len(m.doubted)
+		m.doubted = slices.DeleteFunc(m.doubted, func(d diskimage.Extent) bool { return d.Off < e.End() && e.Off < d.End() })
+		yes = len(m.doubted) < before
+	})
+	return yes
+}
 
 // target returns where s redirected to for the blob a short while ago.
 func (b *blobState) target(s *source) (u *url.URL) {

@@ -36,6 +36,9 @@ func report() error {
 		return err
 	}
 	fmt.Printf("CMDLINE %s\n", bytes.TrimSpace(cmdline))
+	if err := lockdown(); err != nil {
+		return err
+	}
 	if err := modules(); err != nil {
 		return err
 	}
@@ -63,6 +66,32 @@ func report() error {
 			return err
 		}
 	}
+}
+
+// lockdown says what the kernel, told by firmware that Secure Boot is on, does
+// not let root do. It must be asked before the module is there by its own name.
+func lockdown() error {
+	_ = os.MkdirAll("/sys", 0o755)
+	if err := unix.Mount("sysfs", "/sys", "sysfs", 0, ""); err != nil {
+		return fmt.Errorf("mount /sys: %w", err)
+	}
+	if err := unix.Mount("securityfs", "/sys/kernel/security", "securityfs", 0, ""); err != nil {
+		return fmt.Errorf("mount securityfs: %w", err)
+	}
+	state, err := os.ReadFile("/sys/kernel/security/lockdown")
+	if err != nil {
+		return err
+	}
+	fmt.Printf("LOCKDOWN %s\n", bytes.TrimSpace(state))
+	b, err := os.ReadFile("/unsigned.ko")
+	if err != nil {
+		return err
+	}
+	if err = unix.InitModule(b, ""); err == nil {
+		_ = unix.DeleteModule("dummy", 0)
+	}
+	fmt.Printf("UNSIGNED MODULE %v\n", err)
+	return nil
 }
 
 // modules loads all of /modules, in whatever order they want.
