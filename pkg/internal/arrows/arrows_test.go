@@ -37,6 +37,7 @@ var rules = []struct {
 	{pkg: "pkg/deliver/netboot/dhcp", banned: []string{module + "pkg/deliver", module + "pkg/diskimage/...", "net/http"}, why: "who asks and what for is all that it knows"},
 	{pkg: "pkg/deliver/netboot/tftp", banned: []string{module + "pkg/deliver", module + "pkg/diskimage/...", module + "pkg/deliver/netboot/dhcp", "net/http"}, why: "it serves files that it is given"},
 	{pkg: "pkg/deliver", banned: []string{"golang.org/x/sys/unix", module + "pkg/deliver/blockdev"}, why: "the engine knows no Linux"},
+	{pkg: "pkg/deliver/agent", banned: []string{module + "pkg/deliver/blockdev", module + "pkg/deliver/agent/system", "github.com/vishvananda/..."}, why: "the agent's flow is tested without a machine"},
 	{pkg: "pkg/deliver/guard", banned: []string{"net/http"}, why: "what a disk is asked, no network answers"},
 	{pkg: "pkg/deliver/signature", banned: []string{"golang.org/x/...", "github.com/klauspost/...", module + "pkg/deliver"}, why: "what a disk holds is read from bytes alone"},
 	{pkg: "pkg/oci/sign", banned: []string{"github.com/sigstore/...", module + "pkg/diskimage/recipe"}, why: "who verifies links no KMS, and needs the standard library's keys only"},
