@@ -42,8 +42,9 @@ func agentCommand() *cli.Command {
 restarts the machine: docs/agent.md. It takes over the whole machine, so it runs only as
 process 1 under the name /init, where the environment has it.
 
-  imgbuild build recipes/environment.yaml -o oci:images:environment   # has imgpush as /init
-  imgpush serve SITE.yaml                                             # boots machines into it`,
+  imgbuild build recipes/environment.yaml -o oci:images:environment
+  imgpush serve SITE.yaml     # boots machines into it
+  imgpush agent     # elsewhere it says only this`,
 		Action: func(c *cli.Context) error {
 			return ui.Fail(ui.ExitUsage, errors.New("the agent runs as /init in an environment, and takes over the machine"),
 				"imgbuild build recipes/environment.yaml makes an environment; imgpush serve boots machines into it")
