@@ -40,7 +40,11 @@ func agentCommand() *cli.Command {
 		Usage: "what runs as /init in the environment that machines boot from the network",
 		Description: `Asks the site's server for this machine's job, writes the disk that the job names, and
 restarts the machine: docs/agent.md. It takes over the whole machine, so it runs only as
-process 1 under the name /init, where the environment has it.`,
+process 1 under the name /init, where the environment has it.
+
+  imgbuild build recipes/environment.yaml -o oci:images:environment
+  imgpush serve SITE.yaml     # boots machines into it
+  imgpush agent     # elsewhere it says only this`,
 		Action: func(c *cli.Context) error {
 			return ui.Fail(ui.ExitUsage, errors.New("the agent runs as /init in an environment, and takes over the machine"),
 				"imgbuild build recipes/environment.yaml makes an environment; imgpush serve boots machines into it")
@@ -114,20 +118,20 @@ func (o opener) open(ctx context.Context, im wire.Image) (*install.Image, error)
 	}
 	pin, err := oci.Resolve(ctx, repo, oci.Ref{Registry: at.Host, Name: im.Repository, Digest: digest, Platform: "linux/" + runtime.GOARCH})
 	if err != nil {
-		return nil, passing(err)
+		return nil, maypass(err)
 	}
 	trusted := "not signed, or by whom was not asked: this environment believes every authenticated job"
 	if o.trust != nil {
 		ref.Digest, pin.Ref = digest, ref
 		v, err := trust.Pinned(ctx, o.trust, pin)
 		if err != nil {
-			return nil, passing(err)
+			return nil, maypass(err)
 		}
 		trusted = fmt.Sprintf("signed by %s", v.Signatures[0].Key)
 	}
 	a, err := pin.Open(ctx)
 	if err != nil {
-		return nil, passing(err)
+		return nil, maypass(err)
 	}
 	c := a.Config()
 	root, err := diskimage.ParseDigest(pin.Root.Digest.String())
@@ -138,8 +142,8 @@ func (o opener) open(ctx context.Context, im wire.Image) (*install.Image, error)
 		SectorSize: c.Disk.SectorSize, Table: c.Disk.Table, MBR: c.Disk.MBR, Filesystem: c.Disk.Filesystem, Trusted: trusted, Close: a.Close}, nil
 }
 
-// passing says of an error of reading whether it may pass.
-func passing(err error) error {
+// maypass says of an error of reading whether it may pass.
+func maypass(err error) error {
 	if err = trust.Fail(err); ui.Code(err) == ui.ExitSource {
 		return &agent.Temporary{Err: err}
 	}

@@ -38,6 +38,8 @@ var rules = []struct {
 	{pkg: "pkg/deliver/netboot/dhcp", banned: []string{module + "pkg/deliver", module + "pkg/diskimage/...", "net/http"}, why: "who asks and what for is all that it knows"},
 	{pkg: "pkg/deliver/netboot/tftp", banned: []string{module + "pkg/deliver", module + "pkg/diskimage/...", module + "pkg/deliver/netboot/dhcp", "net/http"}, why: "it serves files that it is given"},
 	{pkg: "pkg/deliver", banned: []string{"golang.org/x/sys/unix", module + "pkg/deliver/blockdev"}, why: "the engine knows no Linux"},
+	{pkg: "pkg/deliver/agent", banned: []string{module + "pkg/deliver/blockdev", module + "pkg/deliver/agent/system", "github.com/vishvananda/..."}, why: "the agent's flow is tested without a machine"},
+	{pkg: "pkg/deliver/guard", banned: []string{"net/http"}, why: "what a disk is asked, no network answers"},
 	{pkg: "pkg/deliver/signature", banned: []string{"golang.org/x/...", "github.com/klauspost/...", module + "pkg/deliver"}, why: "what a disk holds is read from bytes alone"},
 	{pkg: "pkg/deliver/netboot/...", banned: []string{module + "pkg/diskimage/build", module + "pkg/diskimage/packages", module + "pkg/diskimage/recipe", module + "cmd/..."}, why: "a server builds nothing"},
 	{pkg: "pkg/deliver/netboot/jobs", banned: []string{"net/http", module + "pkg/deliver/netboot/site"}, why: "jobs know neither the network nor SITE.yaml"},
