@@ -127,8 +127,8 @@ type netSite struct {
 	forge
 	t *testing.T
 	*netlab.Lab
-	root  string // of SITE.yaml
-	serve *netlab.Process
+	root            string // of SITE.yaml
+	serve, registry *netlab.Process
 }
 
 type siteSpec struct {
@@ -154,7 +154,7 @@ func newNetSite(t *testing.T, s siteSpec) *netSite {
 			t.Fatal(err)
 		}
 	}
-	n.Start("registry", f.imgpush, "registry", f.store, "--listen", registryAt).Wait(time.Minute, "://")
+	n.startRegistry()
 	dhcp := "mode: proxy"
 	if s.dhcp == "server" {
 		dhcp = "mode: server, ranges: [10.77.0.100-10.77.0.200]"
@@ -185,6 +185,12 @@ func (n *netSite) write(text string) {
 	}
 }
 
+func (n *netSite) startRegistry() {
+	n.t.Helper()
+	n.registry = n.Start("registry", n.imgpush, "registry", n.store, "--listen", registryAt)
+	n.registry.Wait(time.Minute, "://")
+}
+
 func (n *netSite) startServe() {
 	n.t.Helper()
 	n.serve = n.Start("serve", n.imgpush, "serve", filepath.Join(n.root, "SITE.yaml"))
@@ -202,7 +208,15 @@ type jobView struct {
 	Machine string `json:"machine"`
 	State   string `json:"state"`
 	Attempt int    `json:"attempt"`
-	Message string `json:"message"`
+	Report  struct {
+		Bytes struct {
+			Fetched int64 `json:"fetched"`
+			Written int64 `json:"written"`
+		} `json:"bytes"`
+	} `json:"report"`
+	Progress *struct {
+		Fetched int64 `json:"fetched"`
+	} `json:"progress"`
 }
 
 // jobs returns what `imgpush jobs --json` says, the newest first.
@@ -216,6 +230,15 @@ func (n *netSite) jobs() []jobView {
 		n.t.Fatalf("%v in %s", err, text)
 	}
 	return out.Jobs
+}
+
+// fetched is how many bytes the agent of the newest job has told of.
+func (n *netSite) fetched() int64 {
+	n.t.Helper()
+	if jobs := n.jobs(); len(jobs) > 0 && jobs[0].Progress != nil {
+		return jobs[0].Progress.Fetched
+	}
+	return 0
 }
 
 // state waits until the newest job is in a state.

@@ -34,7 +34,7 @@ func TestNetbootFirmware(t *testing.T) {
 			m.PowerOn()
 			m.Wait(bootTime, "imgpipe agent")
 			m.Wait(bootTime, "committed")
-			n.state("booted")
+			n.state("committed")
 			if c.firmware == netlab.BIOS {
 				m.Wait(bootTime, "no job for this machine: its disk boots")
 				return // the image has no boot code for a BIOS

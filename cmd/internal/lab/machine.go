@@ -45,7 +45,11 @@ type Machine struct {
 	*Console
 	cmd  *exec.Cmd
 	done chan struct{}
+	tap  string
 }
+
+// Tap is the network interface by which a machine that is on is on the bridge.
+func (m *Machine) Tap() string { return m.tap }
 
 // Machine makes one; it is off.
 func (l *Lab) Machine(s Spec) *Machine {
@@ -106,6 +110,7 @@ func (m *Machine) PowerOn() {
 	tap := fmt.Sprintf("tap%d", m.l.taps.Add(1))
 	m.l.In("ip", "tuntap", "add", tap, "mode", "tap")
 	m.l.In("ip", "link", "set", tap, "master", Bridge, "up")
+	m.tap = tap
 	m.cmd = m.l.Cmd(t.Context(), append([]string{m.l.host.Emulator}, m.args(tap)...)...)
 	m.cmd.Stdout, m.cmd.Stderr = m.Console, m.Console
 	m.over = false
