@@ -19,9 +19,9 @@ func TestNetbootFirmware(t *testing.T) {
 	}{
 		{"UEFI HTTP Boot beside dnsmasq", netlab.HTTP, "proxy"},
 		{"UEFI PXE and iPXE beside dnsmasq", netlab.PXE, "proxy"},
-		{"UEFI HTTP Boot, own DHCP", netlab.HTTP, "server"},
+		{"UEFI HTTP Boot with own DHCP", netlab.HTTP, "server"},
 		{"BIOS PXE and iPXE beside dnsmasq", netlab.BIOS, "proxy"},
-		{"BIOS PXE and iPXE, own DHCP", netlab.BIOS, "server"},
+		{"BIOS PXE and iPXE with own DHCP", netlab.BIOS, "server"},
 	} {
 		t.Run(strings.ReplaceAll(c.name, " ", "-"), func(t *testing.T) {
 			f := netbootForge(t)

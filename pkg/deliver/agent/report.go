@@ -33,7 +33,6 @@ type reporter struct {
 	current string
 	toFetch int64
 	toWrite int64
-	shown   time.Time
 	began   time.Time
 }
 

@@ -69,7 +69,6 @@ type Console struct {
 	mu    sync.Mutex
 	files []*os.File
 	ring  []byte
-	start time.Time
 }
 
 const ringSize = 256 << 10
