@@ -7,7 +7,7 @@ BUILD     := build
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 export CGO_ENABLED ?= 0
 
-.PHONY: all programs deps tools demo test quick check judges boots soak bench clean
+.PHONY: all programs deps tools demo test quick check judges boots test-netboot soak bench clean
 
 all: programs
 
@@ -24,7 +24,7 @@ tools: deps
 demo: deps programs
 	@.ci/demo $(BUILD)
 
-test: tools check quick judges boots
+test: tools check quick judges boots test-netboot
 
 check:
 	@.ci/check $(STATICCHECK)
@@ -47,6 +47,12 @@ boots: deps programs
 	IMGPIPE_QEMU=1 $(GO) test -count=1 -timeout 30m -v ./cmd/imgpush -run 'TestFirmware'
 	IMGPIPE_BOOTS=1 IMGPIPE_QEMU_ROOT=$(CURDIR)/$(BUILD)/kernel $(GO) test -count=1 -timeout 60m -v ./cmd/imgbuild -run 'TestBoots'
 	IMGPIPE_BOOTS=1 $(GO) test -count=1 ./cmd/imgpush -run 'TestScripts/retired'
+
+# Empty machines boot from the network, in a namespace of their own, and become
+# images: a quarter of an hour without KVM.
+test-netboot: deps programs
+	IMGPIPE_NETBOOT=1 $(GO) test -count=1 -timeout 60m -v ./cmd/imgpush -run 'TestNetboot'
+	IMGPIPE_NETBOOT=1 $(GO) test -count=1 -timeout 10m -v ./pkg/deliver/netboot/netboottest
 
 # The models of power cuts, and of jobs, with more of everything: minutes.
 soak:
