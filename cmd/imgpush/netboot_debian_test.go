@@ -40,7 +40,7 @@ func TestNetbootDebian(t *testing.T) {
         runcmd:
           - 'echo "I am $(hostname), {{.Vars.said}}: $(cat /etc/motd) fills $(($(findmnt -n -b -o SIZE /) >> 20)) MiB" >/dev/ttyS0'
 `, registryAt),
-		machines: "  - name: one\n    match: {serial: LAB-0001}\n"})
+		machines: "  - name: one\n    match: {mac: '52:54:00:77:00:01', serial: LAB-0001}\n"})
 	m := n.Machine(netlab.Spec{Name: "one", Number: 1, Firmware: netlab.HTTP})
 	n.order("deploy", "one")
 	begun := time.Now()
