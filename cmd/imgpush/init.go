@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"math/rand/v2"
+	"net"
 	"os"
 	"runtime"
 	"runtime/debug"
@@ -16,10 +17,12 @@ import (
 
 	"github.com/imgpipe/imgpipe/pkg/deliver/agent"
 	"github.com/imgpipe/imgpipe/pkg/deliver/agent/call"
+	"github.com/imgpipe/imgpipe/pkg/deliver/agent/clock"
 	"github.com/imgpipe/imgpipe/pkg/deliver/agent/hw"
 	"github.com/imgpipe/imgpipe/pkg/deliver/agent/install"
 	"github.com/imgpipe/imgpipe/pkg/deliver/agent/machine"
 	agentnet "github.com/imgpipe/imgpipe/pkg/deliver/agent/network"
+	"github.com/imgpipe/imgpipe/pkg/deliver/agent/rescue"
 	"github.com/imgpipe/imgpipe/pkg/deliver/agent/system"
 	"github.com/imgpipe/imgpipe/pkg/deliver/blockdev"
 	"github.com/imgpipe/imgpipe/pkg/deliver/netboot/wire"
@@ -112,11 +115,12 @@ func (p *pid1) run(ctx context.Context) (agent.Ending, error) {
 	for _, err := range problems {
 		p.say("%v", err)
 	}
-	p.clock(time.Time{})
+	p.clock(time.Time{}, time.Time{})
 	if p.net, err = agentnet.Up(ctx, config, p.say, agentnet.Options{}); err != nil {
 		return "", fmt.Errorf("network: %w", err)
 	}
 	defer p.net.Close()
+	p.sntp(ctx)
 	return p.serve(ctx, config.BootMAC)
 }
 
@@ -176,16 +180,75 @@ func (p *pid1) hardware(ctx context.Context) {
 	p.say("%d modules loaded", n)
 }
 
-// clock sets the clock to the latest of the environment's floor, what it says, and
-// the server's time, as far as those are plausible. No trust depends on it.
-func (p *pid1) clock(server time.Time) {
+// clock sets the clock to the server's time, else SNTP's, else the machine's own,
+// else the environment's floor: the first that is plausible. No trust depends on it.
+func (p *pid1) clock(sntp, server time.Time) {
 	now := time.Now()
-	if t := agent.Clock(now, p.env.FloorTime(), server); t.Sub(now).Abs() > 2*time.Second {
-		p.say("clock: %s, and was %s", t.UTC().Format(time.DateTime), now.UTC().Format(time.DateTime))
-		if err := system.SetClock(t); err != nil {
-			p.say("clock: %v", err)
-		}
+	t, why := clock.Choose(p.env.FloorTime(), now, sntp, server)
+	if t.Sub(now).Abs() <= 2*time.Second {
+		return
 	}
+	p.say("clock: %s by %s, and was %s", t.UTC().Format(time.DateTime), why, now.UTC().Format(time.DateTime))
+	if err := clock.Set(t); err != nil {
+		p.say("clock: %v", err)
+	}
+}
+
+// sntp asks the time servers that DHCP names, the first two of them.
+func (p *pid1) sntp(ctx context.Context) {
+	servers := p.net.NTP()
+	for _, server := range servers[:min(2, len(servers))] {
+		t, err := clock.SNTP(ctx, server)
+		if err == nil {
+			p.clock(t, time.Time{})
+			return
+		}
+		p.say("clock: %v", err)
+	}
+}
+
+// rescue lets a person with one of the keys look at this machine, or nobody for
+// none. It is only called where the environment allows it.
+func (p *pid1) rescue(ctx context.Context) func(keys []string) {
+	var open []string
+	stop := func() {}
+	return func(keys []string) {
+		if slices.Equal(keys, open) {
+			return
+		}
+		stop()
+		if open, stop = keys, func() {}; len(keys) == 0 {
+			return
+		}
+		l, err := net.Listen("tcp", ":22")
+		if err != nil {
+			p.say("rescue: %v", err)
+			open = nil
+			return
+		}
+		ctx, cancel := context.WithCancel(ctx)
+		done := make(chan struct{})
+		stop = func() { cancel(); <-done }
+		go func() {
+			defer close(done)
+			err := rescue.Serve(ctx, l, keys, rescue.Machine{
+				Say: func(line string) { p.say("%s", line) }, Console: func() string { return p.console.Tail(wire.MaxLog) },
+				Disks: describeDisks, Restart: system.Restart, PowerOff: system.PowerOff,
+			})
+			if err != nil {
+				p.say("rescue: %v", err)
+			}
+		}()
+	}
+}
+
+// describeDisks is a table of the machine's disks, for people.
+func describeDisks(ctx context.Context) string {
+	var b strings.Builder
+	for _, d := range inventory(ctx).Disks {
+		fmt.Fprintf(&b, "%s\t%.1f GB\t%s %s\t%s\n", d.Name, float64(d.Size)/1e9, d.Model, d.Serial, d.Holds)
+	}
+	return b.String()
 }
 
 // serve asks for jobs and does them.
@@ -212,7 +275,10 @@ func (p *pid1) serve(ctx context.Context, booted string) (agent.Ending, error) {
 		},
 		Environment: wire.Environment{Name: p.env.Name, Version: p.env.Release, Kernel: p.env.Kernel, Agent: agentVersion(),
 			Insecure: p.env.Jobs == environment.Insecure, UKI: stubbed()},
-		Say: p.say, Log: p.console.Tail, Uptime: system.Uptime, Clock: p.clock,
+		Say: p.say, Log: p.console.Tail, Uptime: system.Uptime, Clock: func(t time.Time) { p.clock(time.Time{}, t) },
+	}
+	if p.env.Rescue {
+		a.Rescue = p.rescue(ctx)
 	}
 	ending := a.Run(ctx)
 	if ending == agent.Stopped && ctx.Err() != nil {

@@ -114,6 +114,18 @@ func (n *Network) Servers() []string {
 	return out
 }
 
+// NTP returns the time servers that DHCP named, as addresses.
+func (n *Network) NTP() (out []string) {
+	for _, l := range n.Leases() {
+		for _, a := range l.NTP {
+			if !slices.Contains(out, a.String()) {
+				out = append(out, a.String())
+			}
+		}
+	}
+	return out
+}
+
 // watch starts work on every card that comes, until ctx ends.
 func (n *Network) watch(ctx context.Context) {
 	known := map[string]bool{}

@@ -177,12 +177,6 @@ func Reap() {
 	}()
 }
 
-// SetClock sets the machine's clock.
-func SetClock(t time.Time) error {
-	ts := unix.NsecToTimespec(t.UnixNano())
-	return unix.ClockSettime(unix.CLOCK_REALTIME, &ts)
-}
-
 // Restart restarts the machine at once. What was written is flushed before.
 func Restart() error { return end(unix.LINUX_REBOOT_CMD_RESTART) }
 
