@@ -35,6 +35,17 @@ var forged struct {
 	err error
 }
 
+// cleaned removes what the tests share once they are over.
+type cleaned struct{ *testing.M }
+
+func (c cleaned) Run() int {
+	code := c.M.Run()
+	if forged.dir != "" {
+		_ = os.RemoveAll(forged.dir) // of a temporary directory; nothing depends on it
+	}
+	return code
+}
+
 // netbootForge skips a test where no machines are to be booted.
 func netbootForge(t *testing.T) forge {
 	t.Helper()
