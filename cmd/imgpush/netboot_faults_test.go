@@ -95,8 +95,8 @@ func TestNetbootRefusals(t *testing.T) {
 		m.PowerOn()
 		m.Wait(bootTime, "unknown authority")
 		untouched(t, m)
-		if job := n.jobs()[0]; job.State != "queued" {
-			t.Errorf("the job is %s", job.State)
+		if job := n.jobs()[0]; job.Attempt != 0 {
+			t.Errorf("the job was claimed: %+v", job)
 		}
 	})
 }

@@ -250,7 +250,14 @@ func (n *Network) take(l Lease, valid time.Duration) error {
 	n.mu.Lock()
 	n.leases[l.Interface] = l
 	n.mu.Unlock()
-	n.say("%s: address %s, gateway %v, name servers %v", l.Interface, l.Address, l.Gateway, l.DNS)
+	line := fmt.Sprintf("%s: address %s", l.Interface, l.Address)
+	if l.Gateway.IsValid() {
+		line += fmt.Sprintf(", gateway %s", l.Gateway)
+	}
+	if len(l.DNS) > 0 {
+		line += fmt.Sprintf(", name servers %v", l.DNS)
+	}
+	n.say("%s", line)
 	err = n.writeResolv()
 	n.once.Do(func() { close(n.first) })
 	return err
