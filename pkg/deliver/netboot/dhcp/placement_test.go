@@ -122,7 +122,7 @@ func TestPlacements(t *testing.T) {
 	for _, c := range []struct {
 		name           string
 		other, relayed bool
-	}{{"other host", true, false}, {"relayed", true, true}} {
+	}{{"other host", true, false}, {"relayed", true, true}, {"same host, relayed", false, true}} {
 		t.Run(c.name, func(t *testing.T) {
 			s, prx, addr := placed(t, c.other, c.relayed)
 			network := "10.78.0."
