@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net"
-	"net/netip"
 	"os"
 	"strings"
 	"syscall"
@@ -279,8 +278,9 @@ func exchange(ctx context.Context, conn net.PacketConn, to net.Addr, p *dhcpv4.D
 	}
 }
 
-// boundConn is a socket on the lease's address, for what goes to the server alone.
-func (c *client) boundConn(ctx context.Context, a netip.Addr) (net.PacketConn, error) {
+// boundConn is a socket for what goes to the server alone, from the lease's address,
+// the link's only one. Bound to that it would miss a refusal, which goes to all.
+func (c *client) boundConn(ctx context.Context) (net.PacketConn, error) {
 	lc := net.ListenConfig{Control: func(_, _ string, raw syscall.RawConn) (err error) {
 		cerr := raw.Control(func(fd uintptr) {
 			err = errors.Join(unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEADDR, 1),
@@ -288,5 +288,5 @@ func (c *client) boundConn(ctx context.Context, a netip.Addr) (net.PacketConn, e
 		})
 		return errors.Join(cerr, err)
 	}}
-	return lc.ListenPacket(ctx, "udp4", netip.AddrPortFrom(a, 68).String())
+	return lc.ListenPacket(ctx, "udp4", "0.0.0.0:68")
 }

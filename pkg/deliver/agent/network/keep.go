@@ -49,7 +49,11 @@ func (c *client) keep(ctx context.Context, l lease, at time.Time) {
 // until the lease ends (RFC 2131 section 4.4.5).
 func (c *client) renew(ctx context.Context, l lease, at time.Time) (lease, time.Time, error) {
 	end, rebind := at.Add(l.end), at.Add(l.rebind)
-	if err := sleep(ctx, time.Until(at.Add(l.renew))); err != nil {
+	first := l.renew
+	if c.renewAfter > 0 {
+		first = c.renewAfter
+	}
+	if err := sleep(ctx, time.Until(at.Add(first))); err != nil {
 		return l, at, err
 	}
 	var last error
@@ -81,7 +85,7 @@ func (c *client) ask(ctx context.Context, l lease, rebinding bool, patience time
 		conn, err = nclient4.NewRawUDPConn(c.link.Attrs().Name, 68)
 	} else {
 		to = &net.UDPAddr{IP: l.serverID.AsSlice(), Port: 67}
-		conn, err = c.boundConn(ctx, l.address.Addr())
+		conn, err = c.boundConn(ctx)
 	}
 	if err != nil {
 		return l, time.Time{}, err

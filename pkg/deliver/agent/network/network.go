@@ -46,6 +46,8 @@ type Options struct {
 	Log     func(string) // called by many at once; nil: nothing is said
 
 	ResolvConf string // "" is /etc/resolv.conf
+
+	renewAfter time.Duration // for tests, which do not wait for half of a lease
 }
 
 // State is what is known after Up.
