@@ -41,11 +41,40 @@ var always = []string{"efivarfs", "af_packet", "virtio_rng", "ipv6"}
 // latter is no error. A module that cannot be loaded is told to log. It fails where the
 // kernel has no modules.dep.
 func LoadModules(ctx context.Context, log func(string)) error {
+	d, err := OpenDrivers(log)
+	if err == nil {
+		d.Settle(ctx)
+	}
+	return err
+}
+
+// Drivers are the running kernel's modules, for who goes on looking. Not safe for
+// concurrent use.
+type Drivers struct{ l *loader }
+
+// OpenDrivers reads depmod's lists.
+func OpenDrivers(log func(string)) (*Drivers, error) {
 	var u unix.Utsname
 	if err := unix.Uname(&u); err != nil {
-		return fmt.Errorf("modules: uname: %w", err)
+		return nil, fmt.Errorf("modules: uname: %w", err)
 	}
-	return System{}.loadModules(ctx, unix.ByteSliceToString(u.Release[:]), finit, log)
+	l, err := System{}.loader(unix.ByteSliceToString(u.Release[:]), finit, log)
+	return &Drivers{l}, err
+}
+
+// Settle is LoadModules; it returns how many modules it loaded.
+func (d *Drivers) Settle(ctx context.Context) int { return d.l.settle(ctx) }
+
+// Follow loads what devices ask for that come later, until ctx ends.
+func (d *Drivers) Follow(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(2 * time.Second):
+			_, _ = d.l.pass(ctx)
+		}
+	}
 }
 
 // insert puts a module's file into the kernel.
@@ -75,38 +104,35 @@ func (s System) loader(release string, in insert, log func(string)) (*loader, er
 	return l, nil
 }
 
-// loadModules is LoadModules of a kernel with another way into it.
-func (s System) loadModules(ctx context.Context, release string, in insert, log func(string)) error {
-	l, err := s.loader(release, in, log)
-	if err != nil {
-		return err
-	}
+// settle loads what is always wanted, and then what devices ask for until no more is.
+func (l *loader) settle(ctx context.Context) (loaded int) {
 	for _, name := range always {
-		l.load(name)
+		loaded += l.load(name)
 	}
 	if l.cmdline.Has("vlan") {
-		l.load("8021q")
+		loaded += l.load("8021q")
 	}
 	if l.cmdline.Has("bond") {
-		l.load("bonding")
+		loaded += l.load("bonding")
 	}
 	pause := firstPause
 	for still := 0; still < quiet; {
 		n, err := l.pass(ctx)
+		loaded += n
 		if err != nil {
-			return nil // the time is over
+			return loaded // the time is over
 		}
 		if still++; n > 0 {
 			still, pause = 0, firstPause
 		}
 		select {
 		case <-ctx.Done():
-			return nil
+			return loaded
 		case <-time.After(pause):
 		}
 		pause = min(2*pause, lastPause)
 	}
-	return nil
+	return loaded
 }
 
 // pass looks at all devices once, and says how many modules it loaded.

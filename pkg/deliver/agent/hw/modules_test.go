@@ -128,6 +128,27 @@ func TestLoadModulesEnds(t *testing.T) {
 	}
 }
 
+// loadModules is LoadModules of another machine, with another way into its kernel.
+func (s System) loadModules(ctx context.Context, release string, in insert, log func(string)) error {
+	l, err := s.loader(release, in, log)
+	if err == nil {
+		l.settle(ctx)
+	}
+	return err
+}
+
+// ACPI's and DMI's patterns have a wildcard before the colon.
+func TestMatchOfTheIndex(t *testing.T) {
+	s := kernel(t, nil)
+	x, err := s.modules(release)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := x.match("acpi:PNP0A03:"); !slices.Equal(got, []string{"ext4"}) {
+		t.Errorf("acpi:PNP0A03: %v", got)
+	}
+}
+
 func TestOrder(t *testing.T) {
 	x, err := kernel(t, nil).modules(release)
 	if err != nil {

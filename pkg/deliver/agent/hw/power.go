@@ -83,12 +83,12 @@ func Reap(ctx context.Context) {
 	}
 }
 
-// Watchdog keeps the machine's hardware watchdog, if there is one, from firing, until
-// ctx ends; then it is disarmed, where the driver allows that. A machine whose agent
-// hangs or dies restarts, after a minute or what the hardware can.
+// Watchdog keeps the machine's hardware watchdog from firing, as soon as there is
+// one, until ctx ends; then it is disarmed, where the driver allows that. A machine
+// whose agent hangs or dies restarts, after a minute or what the hardware can.
 func Watchdog(ctx context.Context) {
-	f, err := os.OpenFile("/dev/watchdog", os.O_WRONLY, 0)
-	if err != nil {
+	f := watchdog(ctx)
+	if f == nil {
 		return
 	}
 	defer f.Close()
@@ -106,6 +106,20 @@ func Watchdog(ctx context.Context) {
 		case <-ctx.Done():
 			_, _ = f.Write([]byte{'V'}) // Documentation/watchdog/watchdog-api.rst: magic close
 			return
+		}
+	}
+}
+
+// watchdog waits for one: its driver is a module. nil: ctx ended.
+func watchdog(ctx context.Context) *os.File {
+	for {
+		if f, err := os.OpenFile("/dev/watchdog", os.O_WRONLY, 0); err == nil {
+			return f
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(5 * time.Second):
 		}
 	}
 }
