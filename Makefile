@@ -7,7 +7,7 @@ BUILD     := build
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 export CGO_ENABLED ?= 0
 
-.PHONY: all programs deps tools demo test quick check judges boots soak bench clean
+.PHONY: all programs deps tools demo test quick check judges boots test-netboot soak bench clean
 
 all: programs
 
@@ -24,7 +24,7 @@ tools: deps
 demo: deps programs
 	@.ci/demo $(BUILD)
 
-test: tools check quick judges boots
+test: tools check quick judges boots test-netboot
 
 check:
 	@.ci/check $(STATICCHECK)
@@ -36,23 +36,36 @@ quick:
 judges: tools
 	IMGPIPE_JUDGES=1 IMGPIPE_MUTATIONS=100000 $(GO) test -count=1 -timeout 30m -v ./pkg/oci/sign ./cmd/imgpush -run 'Judges|Mutations'
 	IMGPIPE_KILLS=40 $(GO) test -count=1 -timeout 10m -v ./pkg/oci/registry -run 'Killed|Conformance'
+	IMGPIPE_KILLS=40 IMGPIPE_JUDGES=1 $(GO) test -count=1 -timeout 10m -v ./pkg/oci/cache -run 'Killed|Judges'
 
 # Real packages, real firmware, real boots: half an hour without KVM.
 boots: deps programs
 	@.ci/kernel $(BUILD)/kernel
 	IMGPIPE_QEMU=1 IMGPIPE_QEMU_ROOT=$(CURDIR)/$(BUILD)/kernel $(GO) test -count=1 -timeout 30m -v ./pkg/diskimage/boot -run Firmware
+	IMGPIPE_NETBOOT=1 IMGPIPE_QEMU_ROOT=$(CURDIR)/$(BUILD)/kernel $(GO) test -count=1 -timeout 30m -v ./cmd/internal/lab -run LocalBoot
+	IMGPIPE_QEMU_ROOT=$(CURDIR)/$(BUILD)/kernel $(GO) test -count=1 -v ./pkg/diskimage/initramfs -run Judges
 	IMGPIPE_QEMU=1 $(GO) test -count=1 -timeout 30m -v ./cmd/imgpush -run 'TestFirmware'
 	IMGPIPE_BOOTS=1 IMGPIPE_QEMU_ROOT=$(CURDIR)/$(BUILD)/kernel $(GO) test -count=1 -timeout 60m -v ./cmd/imgbuild -run 'TestBoots'
 	IMGPIPE_BOOTS=1 $(GO) test -count=1 ./cmd/imgpush -run 'TestScripts/retired'
 
-# The power-cut model with more of everything: minutes.
+# Empty machines boot from the network, in a namespace of their own, and become
+# images: a quarter of an hour without KVM.
+test-netboot: deps programs
+	IMGPIPE_NETBOOT=1 $(GO) test -count=1 -timeout 60m -v ./cmd/imgpush -run 'TestNetboot'
+	IMGPIPE_NETBOOT=1 $(GO) test -count=1 -timeout 10m -v ./pkg/deliver/netboot/netboottest
+
+# The models of power cuts, and of jobs, with more of everything: minutes.
 soak:
 	IMGPIPE_SOAK=1 $(GO) test -count=1 -timeout 60m -v ./pkg/deliver -run 'Power|Sync|EIO'
+	IMGPIPE_SOAK=500 $(GO) test -count=1 -timeout 60m -v ./pkg/deliver/netboot/jobs -run Whatever
+	IMGPIPE_NETBOOT=1 $(GO) test -count=1 -v ./pkg/deliver/netboot -run ManyMachines
 
 bench: tools programs
 	@.ci/bench $(BUILD)
 	@.ci/bench-store $(BUILD)
 	@.ci/bench-deliver $(BUILD)
+	PATH=$$PATH:/usr/sbin $(GO) test ./pkg/oci/cache -run NONE -bench Nginx -benchtime 5x
+	@.ci/bench-moved $(BUILD)
 
 clean:
 	rm -rf $(BUILD)

@@ -12,6 +12,7 @@ import (
 	"github.com/imgpipe/imgpipe/cmd/internal/ui"
 	"github.com/imgpipe/imgpipe/pkg/deliver"
 	"github.com/imgpipe/imgpipe/pkg/deliver/firstboot"
+	"github.com/imgpipe/imgpipe/pkg/deliver/guard"
 	"github.com/imgpipe/imgpipe/pkg/oci"
 )
 
@@ -71,24 +72,13 @@ func believed(c *cli.Context, opener *refs.Opener, ref oci.Ref) (*oci.Artifact, 
 // layOut says what every byte of a target shall be: the image, fitted to it,
 // with the machine's config.
 func layOut(ctx context.Context, a *oci.Artifact, target deliver.TargetInfo, config firstboot.Config, o deliver.Options) (*deliver.Want, error) {
-	table, overlays, err := deliver.Fit(a.Table(), target, deliver.FitOptions{Config: !config.IsZero()})
-	if err != nil {
-		return nil, err
-	}
-	if !config.IsZero() {
-		seed, err := firstboot.Overlay(table, config, a.Config().Epoch)
-		if err != nil {
-			code := ui.ExitTarget
-			if errors.Is(err, firstboot.ErrMetaData) {
-				code = ui.ExitUsage
-			}
-			return nil, ui.Fail(code, fmt.Errorf("config: %w; the target is untouched", err), "")
+	want, err := guard.LayOut(ctx, a, a.Table(), a.Config().Epoch, target, config, o)
+	if _, ok := errors.AsType[*guard.ConfigError](err); ok {
+		code := ui.ExitTarget
+		if errors.Is(err, firstboot.ErrMetaData) {
+			code = ui.ExitUsage
 		}
-		overlays = append(overlays, seed)
+		return nil, ui.Fail(code, fmt.Errorf("%w; the target is untouched", err), "")
 	}
-	want, err := deliver.NewWant(a.Index(), table, target, overlays)
-	if err != nil {
-		return nil, err
-	}
-	return want, want.Resolve(ctx, a, o)
+	return want, err
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"net/url"
 	"slices"
 	"strings"
 	"time"
@@ -60,7 +61,7 @@ func jobCommand() *cli.Command {
 			if c.NArg() != 1 {
 				return ui.Usagef(c, "job needs one JOB, got %d arguments", c.NArg())
 			}
-			return show(c, "/admin/jobs/"+c.Args().First(), new(netboot.JobAnswer), func(w io.Writer, v *netboot.JobAnswer) error {
+			return show(c, "/admin/jobs/"+url.PathEscape(c.Args().First()), new(netboot.JobAnswer), func(w io.Writer, v *netboot.JobAnswer) error {
 				if c.Bool("log") {
 					_, err := io.WriteString(w, printable(v.Log))
 					return err
@@ -85,7 +86,7 @@ before the commit, and the machine holds, since its disk may be half written.
 			if c.NArg() != 1 {
 				return ui.Usagef(c, "cancel needs one JOB, got %d arguments", c.NArg())
 			}
-			return order(c, "/admin/jobs/"+c.Args().First()+"/cancel", map[string]bool{"force": c.Bool("force")})
+			return order(c, "/admin/jobs/"+url.PathEscape(c.Args().First())+"/cancel", map[string]bool{"force": c.Bool("force")})
 		},
 	}
 }
@@ -104,7 +105,7 @@ this machine), or that a disk which may be half written may be booted.
 			if c.NArg() != 1 {
 				return ui.Usagef(c, "release needs one MACHINE, got %d arguments", c.NArg())
 			}
-			return order(c, "/admin/machines/"+c.Args().First()+"/release", struct{}{})
+			return order(c, "/admin/machines/"+url.PathEscape(c.Args().First())+"/release", struct{}{})
 		},
 	}
 }

@@ -10,7 +10,12 @@ import (
 	"github.com/imgpipe/imgpipe/cmd/internal/ui"
 )
 
-func main() { os.Exit(ui.Main(app(), os.Args)) }
+func main() {
+	if isInit() {
+		runInit()
+	}
+	os.Exit(ui.Main(app(), os.Args))
+}
 
 func app() *cli.App {
 	return &cli.App{
@@ -23,6 +28,6 @@ not boot, or is the verified image.
   imgpush push oci:images:debian-server registry.example/os/debian-server:2026.11.1
   imgpush write registry.example/os/debian-server:2026.11.1 /dev/sdX --key cosign.pub`,
 		Commands: []*cli.Command{disksCommand(), writeCommand(), checkCommand(), pushCommand(), registryCommand(), verifyCommand(),
-			serveCommand(), deployCommand(), machinesCommand(), jobsCommand(), jobCommand(), cancelCommand(), releaseCommand()},
+			serveCommand(), stageCommand(), deployCommand(), machinesCommand(), jobsCommand(), jobCommand(), cancelCommand(), releaseCommand(), agentCommand()},
 	}
 }

@@ -6,7 +6,11 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"net/netip"
+	"path/filepath"
+	"strconv"
 	"sync"
+	"time"
 
 	"github.com/imgpipe/imgpipe/cmd/internal/ui"
 	"github.com/imgpipe/imgpipe/pkg/deliver/netboot"
@@ -38,7 +42,8 @@ func (n *network) start(ctx context.Context, s *netboot.Server, works *sync.Wait
 	if w.DHCP.Mode == "off" {
 		return nil
 	}
-	conn, err := tftp.Listen(ctx, w.Ports.TFTP)
+	var served sync.WaitGroup
+	conn, err := tftp.Listen(ctx, net.JoinHostPort(w.Listen, strconv.Itoa(w.Ports.TFTP)))
 	if err != nil {
 		return ui.Fail(ui.ExitOther, fmt.Errorf("TFTP: %w", err), "stop what listens there, or choose another port in SITE.yaml")
 	}
@@ -56,13 +61,54 @@ func (n *network) start(ctx context.Context, s *netboot.Server, works *sync.Wait
 		return map[netboot.Decision]dhcp.Answer{netboot.Ignore: dhcp.Ignore, netboot.Local: dhcp.Local, netboot.Boot: dhcp.Environment}[d]
 	})
 	boot := dhcp.Boot{HTTPPort: s.Ports().Plain, AgentPort: s.Ports().TLS}
-	proxy := dhcp.Proxy{Interfaces: w.Interfaces, Boot: boot, Log: n.log, Stats: &n.dhcp}
-	works.Go(func() {
-		if err := proxy.Serve(ctx, decide); err != nil {
-			cancel(ui.Fail(ui.ExitOther, err, "it needs CAP_NET_RAW and CAP_NET_BIND_SERVICE"))
+	serve := dhcp.Proxy{Interfaces: w.Interfaces, Boot: boot, Log: n.log, Stats: &n.dhcp}.Serve
+	if w.DHCP.Mode == "server" {
+		leases, err := dhcp.OpenJournal(filepath.Join(n.site.State, "leases"))
+		if err != nil {
+			return ui.Fail(ui.ExitTarget, fmt.Errorf("leases: %w", err), "")
+		}
+		serve = dhcp.Server{Network: n.lan(), Boot: boot, Store: leases, Now: time.Now, Log: n.log, Stats: &n.dhcp}.Serve
+		works.Go(func() {
+			<-ctx.Done()
+			served.Wait()
+			if err := leases.Close(); err != nil {
+				n.log.Error("leases", "error", err)
+			}
+		})
+	}
+	served.Go(func() {
+		if err := serve(ctx, decide); err != nil {
+			cancel(ui.Fail(ui.ExitOther, err, "DHCP needs CAP_NET_RAW and CAP_NET_BIND_SERVICE, and interfaces that are there"))
 		}
 	})
+	works.Go(served.Wait)
 	return nil
+}
+
+// lan is what the full DHCP server gives away.
+func (n *network) lan() dhcp.Network {
+	w := n.site.Network
+	addresses := func(all []string) (out []netip.Addr) {
+		for _, a := range all {
+			out = append(out, netip.MustParseAddr(a)) // the site was checked
+		}
+		return out
+	}
+	lan := dhcp.Network{Interface: w.Interfaces[0], LeaseTime: time.Duration(w.DHCP.Lease), Domain: w.DHCP.Domain,
+		DNS: addresses(w.DHCP.DNS), NTP: addresses(w.DHCP.NTP), Static: map[string]netip.Addr{}}
+	if w.DHCP.Router != "" {
+		lan.Router = netip.MustParseAddr(w.DHCP.Router)
+	}
+	for _, r := range w.DHCP.Ranges {
+		first, last, _ := site.ParseRange(r) // the site was checked
+		lan.Ranges = append(lan.Ranges, dhcp.Range{First: first, Last: last})
+	}
+	for _, m := range n.site.Machines {
+		if m.Address != "" {
+			lan.Static[m.Match.MAC[0]] = netip.MustParseAddr(m.Address)
+		}
+	}
+	return lan
 }
 
 // files are TFTP's.

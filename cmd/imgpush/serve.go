@@ -123,9 +123,15 @@ func serveSite(c *cli.Context, file string, now *site.Site) (err error) {
 	}
 	defer func() { closeAll(l) }() // again, where Run did so
 	src := &source{c: c, state: now.State}
+	kept, err := openBlobs(c, now, src, log)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, kept.Close()) }()
 	n := &network{log: log, site: now, address: address}
 	o := netboot.Options{
 		Site: now, Resolve: src.resolve, Address: address, PlainPort: port(l.Plain), TLSPort: port(l.TLS),
+		Cache: kept, Staged: kept.StageHandler(kept.find), Metrics: []func(io.Writer){kept.WriteMetrics},
 		Programs: map[string][]byte{}, Power: runPower, Now: time.Now, Rand: rand.Reader, Log: log,
 	}
 	for name, arch := range map[string]string{"local.efi": "amd64", "local-arm64.efi": "arm64"} {
@@ -135,6 +141,7 @@ func serveSite(c *cli.Context, file string, now *site.Site) (err error) {
 	if err != nil {
 		return ui.Fail(ui.ExitTarget, err, "")
 	}
+	kept.server.Store(s)
 	ctx, cancel := context.WithCancelCause(c.Context)
 	var works sync.WaitGroup
 	defer works.Wait()
@@ -142,6 +149,7 @@ func serveSite(c *cli.Context, file string, now *site.Site) (err error) {
 	load := make(chan *site.Site, 1)
 	load <- now
 	works.Go(func() { src.follow(ctx, s, load, log) })
+	works.Go(func() { kept.pin(ctx, s) })
 	works.Go(func() { reload(ctx, file, s, load, log) })
 	if err := n.start(ctx, s, &works, cancel); err != nil {
 		return errors.Join(err, s.Close())

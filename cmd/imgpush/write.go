@@ -15,6 +15,7 @@ import (
 	"github.com/imgpipe/imgpipe/pkg/deliver"
 	"github.com/imgpipe/imgpipe/pkg/deliver/blockdev"
 	"github.com/imgpipe/imgpipe/pkg/deliver/firstboot"
+	"github.com/imgpipe/imgpipe/pkg/deliver/guard"
 	"github.com/imgpipe/imgpipe/pkg/deliver/signature"
 	"github.com/imgpipe/imgpipe/pkg/diskimage"
 	"github.com/imgpipe/imgpipe/pkg/oci"
@@ -79,8 +80,8 @@ type writeResult struct {
 	Target     blockdev.Info     `json:"target"`
 	Config     *diskimage.Digest `json:"config,omitempty"` // of the machine's config, which is not shown
 	DryRun     bool              `json:"dryRun,omitempty"`
-	Twins      []twin            `json:"twins,omitempty"`  // other disks of the machine that are copies
-	OnDisk     []onDisk          `json:"onDisk,omitempty"` // that made the target, or a part of it, what it was
+	Twins      []guard.Twin      `json:"twins,omitempty"`  // other disks of the machine that are copies
+	OnDisk     []guard.OnDisk    `json:"onDisk,omitempty"` // that made the target, or a part of it, what it was
 	Plan       deliver.Summary   `json:"plan"`
 	Steps      []deliver.Step    `json:"steps,omitempty"` // with --dry-run
 	Estimate   *deliver.Estimate `json:"estimate,omitempty"`
@@ -97,7 +98,7 @@ type write struct {
 	artifact *oci.Artifact
 	disk     *blockdev.Disk
 	options  deliver.Options
-	beyond   beyond
+	beyond   guard.Beyond
 	alone    bool                 // the only target: what is fetched serves no other
 	ids      []signature.Identity // of the image, on this target
 	result   writeResult
@@ -153,7 +154,7 @@ func (w *write) run(ws writes, config firstboot.Config) error {
 		return err
 	}
 	retired, err := ws.twins(w.c.Context)
-	defer func() { _ = retired.close() }() // nothing is pending: what is cleared is flushed
+	defer func() { _ = retired.Close() }() // nothing is pending: what is cleared is flushed
 	if err != nil || w.result.DryRun {
 		return err
 	}
@@ -162,7 +163,7 @@ func (w *write) run(ws writes, config firstboot.Config) error {
 			return err
 		}
 	}
-	ws[0].options.BeforeCommit = retired.clear
+	ws[0].options.BeforeCommit = retired.Clear
 	return ws.apply(w.c.Context, w.talk, plans)
 }
 
@@ -173,7 +174,7 @@ func (w *write) plan(config firstboot.Config) (*deliver.Plan, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := w.beyond.prepare(w.disk, want); err != nil {
+	if err := w.beyond.Prepare(w.disk, want); err != nil {
 		return nil, err
 	}
 	w.ids = identities(w.artifact, want)
@@ -194,12 +195,12 @@ func (w *write) plan(config firstboot.Config) (*deliver.Plan, error) {
 	if step.End(err); err != nil {
 		return nil, err
 	}
-	if w.result.OnDisk, err = w.beyond.judge(w.disk, want, have); err != nil {
+	if w.result.OnDisk, err = w.beyond.Judge(w.disk, want, have); err != nil {
 		return nil, err
 	}
 	plan, err := deliver.NewPlan(want, have)
 	if err == nil && !plan.Empty() && !w.result.DryRun {
-		err = refuseProtected(w.result.OnDisk)
+		err = guard.RefuseProtected(w.result.OnDisk)
 	}
 	return plan, err
 }

@@ -86,13 +86,13 @@ func (t *wanted) worthAsking(memory int64) bool {
 // errNoHope ends the reading of a map of which nothing is on the target.
 var errNoHope = errors.New("nothing of the block map is on the target")
 
-// read takes what is wanted from the map. It stops after an eighth of it, or 64
-// KiB, where no block of the sample was in that. It returns how many bytes of the
+// read takes what is wanted from the map. It stops after an eighth of that, or
+// 8192 blocks, where no block of the sample was among them. It returns how many bytes of the
 // map were read.
 func (t *wanted) read(ctx context.Context, m BlockMapper, sample []uint64) (n int64, err error) {
 	chunks := t.want.index.Chunks
 	raw := make([]uint64, 0, t.blocks)
-	next, seen, known := 0, 0, false
+	next, known := 0, false
 	todo := t.pieces
 	err = m.BlockMap(ctx, func(i int, blocks []uint64) error {
 		n += int64(8 * len(blocks))
@@ -100,7 +100,6 @@ func (t *wanted) read(ctx context.Context, m BlockMapper, sample []uint64) (n in
 			return fmt.Errorf("block map: chunk %d with %d blocks", i, len(blocks))
 		}
 		next++
-		seen += len(blocks)
 		if len(todo) > 0 && t.want.pieces[todo[0]].ref == int32(i) {
 			todo = todo[1:]
 			raw = append(raw, blocks...)
@@ -110,7 +109,7 @@ func (t *wanted) read(ctx context.Context, m BlockMapper, sample []uint64) (n in
 				}
 			}
 		}
-		if !known && seen > max(t.all/8, 8<<10) {
+		if !known && len(raw) > max(t.blocks/8, 8<<10) {
 			return errNoHope
 		}
 		return nil

@@ -51,7 +51,7 @@ func lookElsewhere(ctx context.Context, w *Want, h *Have, source Source, target 
 	}
 	asked := m.now()
 	h.mapped, err = t.read(ctx, mapper, sample)
-	wire := Rate{h.mapped, m.now().Sub(asked).Seconds()}
+	wire := Rate{h.mapped, m.now().Sub(asked).Seconds()}.over(256 << 10)
 	if err != nil {
 		return ctx.Err() // without the map nothing is wrong, and all is fetched
 	}
@@ -66,7 +66,7 @@ func lookElsewhere(ctx context.Context, w *Want, h *Have, source Source, target 
 		length += a.Len
 	}
 	there := hits * (length / mapBlock) / blocks
-	read := Rate{h.looked + m.Looked.Load() - start, (h.took + asked.Sub(began)).Seconds()}
+	read := Rate{h.looked + m.Looked.Load() - start, (h.took + asked.Sub(began)).Seconds()}.over(ioSize)
 	if hits == 0 || !worth(t.wire(there), length+there*mapBlock, wire, read) {
 		return ctx.Err()
 	}
@@ -88,13 +88,15 @@ func (t *wanted) wire(found int64) (n int64) {
 }
 
 // readPerFetched is how many bytes are read from a target, and hashed, while one
-// is fetched, where neither was measured: 1 GB/s against 1 Gbit/s.
-const readPerFetched = 8
+// is fetched, where that was not measured: 1 GB/s against 250 Mbit/s, or against
+// a faster wire that machines share.
+const readPerFetched = 32
 
-// worth says whether reading so many bytes takes less than fetching those saved.
-func worth(saved, read int64, wire, disk Rate) bool {
-	if w, d := wire.perSecond(), disk.perSecond(); w > 0 && d > 0 {
-		return float64(saved)/w > float64(read)/d
+// worth says whether reading so many bytes takes less than fetching those saved,
+// at speeds in bytes a second; 0 is not known.
+func worth(saved, read int64, wire, disk float64) bool {
+	if wire > 0 && disk > 0 {
+		return float64(saved)/wire > float64(read)/disk
 	}
 	return saved*readPerFetched > read
 }

@@ -15,9 +15,12 @@ type Rate struct {
 }
 
 // perSecond is 0 where too little was measured to say.
-func (r Rate) perSecond() float64 {
+func (r Rate) perSecond() float64 { return r.over(ioSize) }
+
+// over is 0 where fewer bytes than bytes were measured, or hardly any time.
+func (r Rate) over(bytes int64) float64 {
 	const least = time.Millisecond
-	if r.Bytes < ioSize || r.Seconds < least.Seconds() {
+	if r.Bytes < bytes || r.Seconds < least.Seconds() {
 		return 0
 	}
 	return float64(r.Bytes) / r.Seconds

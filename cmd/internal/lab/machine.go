@@ -45,7 +45,11 @@ type Machine struct {
 	*Console
 	cmd  *exec.Cmd
 	done chan struct{}
+	tap  string
 }
+
+// Tap is the network interface by which a machine that is on is on the bridge.
+func (m *Machine) Tap() string { return m.tap }
 
 // Machine makes one; it is off.
 func (l *Lab) Machine(s Spec) *Machine {
@@ -106,6 +110,7 @@ func (m *Machine) PowerOn() {
 	tap := fmt.Sprintf("tap%d", m.l.taps.Add(1))
 	m.l.In("ip", "tuntap", "add", tap, "mode", "tap")
 	m.l.In("ip", "link", "set", tap, "master", Bridge, "up")
+	m.tap = tap
 	m.cmd = m.l.Cmd(t.Context(), append([]string{m.l.host.Emulator}, m.args(tap)...)...)
 	m.cmd.Stdout, m.cmd.Stderr = m.Console, m.Console
 	m.over = false
@@ -122,7 +127,10 @@ func (m *Machine) args(tap string) []string {
 	if memory == 0 {
 		memory = 1024
 	}
-	machine := "q35"
+	machine, rom := "q35", ",romfile=" // OVMF has a driver of its own; the card's ROM is iPXE
+	if s.Firmware == BIOS {
+		rom = ""
+	}
 	if s.Secure {
 		machine += ",smm=on"
 	}
@@ -131,7 +139,7 @@ func (m *Machine) args(tap string) []string {
 		"-machine", machine, "-accel", m.l.accel, "-cpu", "max", "-smp", "2", "-m", strconv.Itoa(memory),
 		"-uuid", s.UUID, "-smbios", "type=1,manufacturer=Lab,product=Machine,serial=" + s.Serial + ",uuid=" + s.UUID,
 		"-netdev", "tap,id=net0,ifname=" + tap + ",script=no,downscript=no",
-		"-device", "virtio-net-pci,netdev=net0,mac=" + s.MAC,
+		"-device", "virtio-net-pci,netdev=net0,mac=" + s.MAC + rom,
 		"-device", "virtio-rng-pci",
 	}
 	if s.Disk > 0 {

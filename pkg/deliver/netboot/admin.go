@@ -87,6 +87,9 @@ func (s *Server) Admin() http.Handler {
 		s.give(w, r, JobAnswer{Job: v, Events: events, Log: log}, err)
 	})
 	mux.HandleFunc("POST /admin/deploy", s.deploy)
+	if s.o.Staged != nil {
+		mux.Handle("/admin/staged", s.o.Staged)
+	}
 	mux.HandleFunc("POST /admin/jobs/{id}/cancel", func(w http.ResponseWriter, r *http.Request) {
 		var body struct {
 			Force bool `json:"force"`

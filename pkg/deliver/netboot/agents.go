@@ -101,7 +101,7 @@ func receive(w http.ResponseWriter, r *http.Request, limit int64, v any) (key st
 }
 
 // bodyTime bounds how long a message may take to arrive.
-const bodyTime = 30 * time.Second
+var bodyTime = 30 * time.Second
 
 func decode(w http.ResponseWriter, r *http.Request, limit int64, v any) error {
 	if t, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err != nil || t != "application/json" {
@@ -153,7 +153,7 @@ func (s *Server) answer(key string, c wire.Claim) (*wire.Answer, error) {
 		s.o.Log.Error("machine not served", "identity", id, "key", key[:12], "reason", err.Error())
 		return &wire.Answer{Action: wire.Hold, RetryAfter: holdAgain, Reason: err.Error()}, nil
 	}
-	claimer := jobs.Claimer{Machine: name, Known: m != nil, Key: key, Identity: id, Inventory: c.Inventory, Environment: c.Environment}
+	claimer := jobs.Claimer{Machine: name, Known: !strings.HasPrefix(name, unknownMark), Key: key, Identity: id, Inventory: c.Inventory, Environment: c.Environment}
 	if m != nil {
 		if level := Level(m, &c); level < m.Requires && s.store.Boot(name) == jobs.BootEnvironment {
 			reason := fmt.Sprintf("it started at trust level %s, and its job requires %s", level, m.Requires)
@@ -165,8 +165,11 @@ func (s *Server) answer(key string, c wire.Claim) (*wire.Answer, error) {
 	if err != nil {
 		return nil, err
 	}
-	if m == nil {
+	if !claimer.Known {
 		return s.unknown(g), nil
+	}
+	if m == nil { // SITE.yaml names it no more; its job goes on
+		m = &site.Machine{}
 	}
 	a := &wire.Answer{Machine: name, Rescue: m.Rescue}
 	switch g.Verdict {
@@ -194,10 +197,7 @@ func (s *Server) answer(key string, c wire.Claim) (*wire.Answer, error) {
 // unknown answers a machine that the site does not name.
 func (s *Server) unknown(g *jobs.Grant) *wire.Answer {
 	a := &wire.Answer{Action: wire.Local, Reason: "the site does not know this machine"}
-	switch {
-	case g.Boot != jobs.BootDisk: // it had a name, and a job
-		a.Action, a.RetryAfter = wire.Hold, holdAgain
-	case s.site.Load().Unknown == "discover" && g.First:
+	if s.site.Load().Unknown == "discover" && g.First {
 		a.Action = wire.Discover
 	}
 	return a

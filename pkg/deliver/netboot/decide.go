@@ -25,7 +25,7 @@ const (
 func (d Decision) String() string { return [...]string{"ignore", "local", "environment"}[d] }
 
 // who finds the machine that is meant: its entry at the site, if it has one, and
-// what the store calls it. An error says why it is served nothing.
+// what the store calls it; one without an entry may have an open job all the same. An error says why it is served nothing.
 func (s *Server) who(f site.Facts) (*site.Machine, string, error) {
 	now := s.site.Load()
 	m, err := now.Find(f)
@@ -40,11 +40,20 @@ func (s *Server) who(f site.Facts) (*site.Machine, string, error) {
 			if m, err = now.Find(site.Facts{Identity: seen.Identity, Inventory: seen.Inventory}); err != nil {
 				return nil, "", err
 			}
-			if m == nil {
-				return nil, seen.Name, nil
-			}
 			f.Identity = seen.Identity
-			break
+			if m != nil {
+				break
+			}
+		}
+	}
+	// SITE.yaml may have changed while a job goes on: nobody boots a disk that is
+	// half written because its machine is called otherwise, or nothing, now.
+	for _, name := range s.store.Unfinished(f.Identity) {
+		switch {
+		case m == nil:
+			return nil, name, nil
+		case name != m.Name:
+			return nil, "", &renamedError{m.Name, name}
 		}
 	}
 	if m == nil {
@@ -58,6 +67,13 @@ func (s *Server) who(f site.Facts) (*site.Machine, string, error) {
 	return m, m.Name, nil
 }
 
+// renamedError says that a machine has unfinished business under another name.
+type renamedError struct{ name, before string }
+
+func (e *renamedError) Error() string {
+	return "this is machine " + e.name + " of the site now, and machine " + e.before + " has an open job or a disk that may be half written: cancel the job, or release it"
+}
+
 // takenError says that the entry which matches is another machine's.
 type takenError struct{ name string }
 
@@ -65,14 +81,17 @@ func (e *takenError) Error() string {
 	return "the entry " + e.name + " matches, and another machine is that already"
 }
 
-// unknownName is what a machine without an entry is called. No name of a site
+// unknownMark begins the names of machines without an entry. No name of a site
 // begins so.
+const unknownMark = "?"
+
+// unknownName is what a machine without an entry is called.
 func unknownName(id wire.Identity) string {
 	mac := ""
 	if len(id.MACs) > 0 {
 		mac = id.MACs[0]
 	}
-	return "?" + cmp.Or(id.UUID, mac, id.Serial, "nothing")
+	return unknownMark + cmp.Or(id.UUID, mac, id.Serial, "nothing")
 }
 
 // Decide says what a machine that asks to boot gets. It changes nothing, and
@@ -83,7 +102,7 @@ func (s *Server) Decide(id wire.Identity) (Decision, string) {
 	if err != nil {
 		return Boot, "" // its agent is told why it holds
 	}
-	if m == nil {
+	if m == nil && s.store.Boot(name) == jobs.BootDisk {
 		s.facts.note(id, s.o.Now())
 		switch s.site.Load().Unknown {
 		case "ignore":

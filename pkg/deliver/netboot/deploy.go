@@ -61,6 +61,8 @@ func (s *Server) Deploy(ctx context.Context, d Deployment, by string) (*jobs.Job
 	arch := ""
 	if values.Inventory != nil {
 		arch = values.Inventory.Architecture
+	} else if e := s.env.Load(); e != nil {
+		arch = e.Architecture // it can run nothing else
 	}
 	ctx, cancel := context.WithTimeout(ctx, resolveTime)
 	defer cancel()

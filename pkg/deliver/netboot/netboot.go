@@ -33,8 +33,8 @@ import (
 // Options of a Server. Site, Resolve, Now, Rand and Log are needed.
 type Options struct {
 	Site *site.Site
-	// Resolve says which image a reference names for an architecture ("" if the
-	// machine's is not known), once it is settled that it is believed.
+	// Resolve says which image a reference names for an architecture (the
+	// machine's, else the environment's, else ""), once it is settled that it is believed.
 	Resolve func(ctx context.Context, trust site.Trust, ref, arch string) (wire.Image, error)
 	// Environment is what machines boot; nil: SetEnvironment comes later, and
 	// until then they get 503.
@@ -43,6 +43,8 @@ type Options struct {
 	Programs map[string][]byte
 	// Cache answers /v2/. It asks MayRead; nil: there is none.
 	Cache http.Handler
+	// Staged answers /admin/staged; nil: there is none.
+	Staged http.Handler
 	// Power runs a machine's command; nil: there is none.
 	Power func(ctx context.Context, argv, env []string) error
 	// Address is the IPv4 address by which machines reach this server, and

@@ -127,9 +127,18 @@ func (s *Server) bootScript(w http.ResponseWriter, r *http.Request) {
 	case e == nil:
 		w.Header().Set("Retry-After", "30")
 		http.Error(w, "the environment is not there yet", http.StatusServiceUnavailable)
+	case !fits(q.Get("arch"), e.Architecture):
+		s.o.Log.Error("the environment is for another architecture", "machine", name, "arch", clean(q.Get("arch")), "environment", e.Architecture)
+		script(w, []byte("#!ipxe\necho imgpipe: the environment is for "+e.Architecture+", this machine is ${buildarch}\nsleep 60\nreboot\n"))
 	default:
 		script(w, []byte(s.environmentScript(r, name, e)))
 	}
+}
+
+// fits reports whether a machine that iPXE was built for can run an environment:
+// i386 is what a BIOS starts on amd64 as well.
+func fits(buildarch, arch string) bool {
+	return buildarch == "" || strings.HasPrefix(buildarch, "arm") == strings.HasPrefix(arch, "arm")
 }
 
 func script(w http.ResponseWriter, b []byte) {
@@ -162,7 +171,9 @@ func (s *Server) envFile(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	defer in.Close()
-	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(time.Minute + time.Duration(f.Size/slowest)*time.Second)) // where a connection has none, it waits
+	conn := http.NewResponseController(w) // where a connection has no deadlines, it waits
+	_ = conn.SetWriteDeadline(time.Now().Add(time.Minute + time.Duration(f.Size/slowest)*time.Second))
+	defer func() { _ = conn.SetWriteDeadline(time.Time{}) }() // the next request's is its own
 	w.Header().Set("Content-Type", "application/octet-stream")
 	if strings.HasSuffix(r.PathValue("file"), ".efi") {
 		w.Header().Set("Content-Type", "application/efi")

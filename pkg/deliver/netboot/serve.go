@@ -26,6 +26,7 @@ const (
 	maxConnections = 4096
 	stopTime       = 10 * time.Second
 	flushTime      = time.Second
+	pingTime       = 10 * time.Second
 	certifyTime    = time.Hour
 	firstTime      = time.Minute
 )
@@ -52,6 +53,7 @@ func (s *Server) Run(ctx context.Context, l Listeners) error {
 		running--
 	case <-ctx.Done():
 	}
+	s.o.Log.Info("stopping: what is running has ten seconds")
 	s.stop()
 	last, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTime)
 	defer cancel()
@@ -111,8 +113,9 @@ func peer(ctx context.Context, c net.Conn) context.Context {
 // tick does what time asks for.
 func (s *Server) tick(ctx context.Context) {
 	s.first()
-	flush, certify, first := time.NewTicker(flushTime), time.NewTicker(certifyTime), time.NewTicker(firstTime)
+	flush, ping, certify, first := time.NewTicker(flushTime), time.NewTicker(pingTime), time.NewTicker(certifyTime), time.NewTicker(firstTime)
 	defer flush.Stop()
+	defer ping.Stop()
 	defer certify.Stop()
 	defer first.Stop()
 	for {
@@ -121,6 +124,11 @@ func (s *Server) tick(ctx context.Context) {
 			return
 		case <-flush.C:
 			if err := errors.Join(s.store.Tick(s.o.Now()), s.store.Flush()); err != nil {
+				s.o.Log.Error("database", "error", err)
+				s.sick.Store(&err)
+			}
+		case <-ping.C:
+			if err := s.store.Ping(); err != nil {
 				s.o.Log.Error("database", "error", err)
 				s.sick.Store(&err)
 			} else {

@@ -121,7 +121,17 @@ func serveIn(t *testing.T, dir, text string, c *clock) *harness {
 	h.s, err = netboot.New(netboot.Options{
 		Site: config, Now: c.Now, Rand: rand.Reader, Log: slog.New(slog.NewJSONHandler(h.log, &slog.HandlerOptions{Level: slog.LevelDebug})),
 		Address: "127.0.0.1", PlainPort: l.Plain.Addr().(*net.TCPAddr).Port, TLSPort: l.TLS.Addr().(*net.TCPAddr).Port,
-		Resolve: func(_ context.Context, _ site.Trust, ref, _ string) (wire.Image, error) {
+		Resolve: func(ctx context.Context, _ site.Trust, ref, arch string) (wire.Image, error) {
+			if arch != "amd64" {
+				return wire.Image{}, fmt.Errorf("an image for %q", arch)
+			}
+			if ref == "slow" {
+				select {
+				case <-ctx.Done():
+					return wire.Image{}, ctx.Err()
+				case <-time.After(400 * time.Millisecond): // longer than a message may take in that test
+				}
+			}
 			if strings.Contains(ref, "forged") {
 				return wire.Image{}, codedError{}
 			}

@@ -263,8 +263,8 @@ func signed(modules []*initramfs.Module) error {
 }
 
 // first are the files that the initramfs begins with, behind the console: where
-// memory ends, the agent finds out what is missing.
-var first = []string{environment.ManifestPath, environment.ConfigPath, "/init"}
+// memory ends, the agent has where to mount, and finds out what is missing.
+var first = []string{environment.ManifestPath, environment.ConfigPath, "/proc", "/run", "/sys", "/tmp", "/init"}
 
 // initramfs puts together what the kernel unpacks.
 func (b *environmentBuilder) initramfs(context.Context) error {

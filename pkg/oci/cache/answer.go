@@ -5,9 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net/http"
 	"os"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/imgpipe/imgpipe/pkg/diskimage"
 )
@@ -73,7 +76,11 @@ func (a *answer) ReadFrom(src io.Reader) (total int64, err error) {
 			r.passed = r.pos
 			a.c.Stats.Passed.Add(sent)
 		}
-		if err == nil && sent == 0 {
+		if r.passing == nil && (err == nil && sent == 0 || errors.Is(err, unix.EIO)) {
+			// The file is shorter than it was, or a sector is lost: it heals before who
+			// asked comes back.
+			err = errors.Join(io.ErrUnexpectedEOF, r.e.doubt(r.ctx, r.via, diskimage.Extent{Off: r.pos, Len: min(n, piece)}))
+		} else if err == nil && sent == 0 {
 			err = io.ErrUnexpectedEOF
 		}
 		if err != nil {
@@ -95,6 +102,7 @@ type reader struct {
 	file    *os.File
 	passing io.ReadCloser // past the cache; stands at passed
 	passed  int64
+	again   bool // the file was gone
 }
 
 // ready waits for the first bytes of want, so that what is wrong can still be
@@ -133,7 +141,11 @@ func (r *reader) next(n int64) (io.Reader, int64, error) {
 		return nil, 0, err
 	}
 	if r.file == nil {
-		if r.file, err = r.e.open(); err != nil {
+		if r.file, err = r.e.open(); errors.Is(err, fs.ErrNotExist) && !r.again {
+			r.again = true
+			return r.next(n)
+		}
+		if err != nil {
 			return nil, 0, err
 		}
 	}

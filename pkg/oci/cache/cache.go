@@ -161,7 +161,8 @@ func orDefault[T int | int64 | time.Duration](v, otherwise T) T {
 	return v
 }
 
-// Close ends what is being fetched and saves what is there.
+// Close ends what is being fetched and saves what is there. After an error the
+// next process finds less than there was, and nothing wrong.
 func (c *Cache) Close() error {
 	c.cancel()
 	c.wg.Wait()
@@ -200,7 +201,13 @@ func (c *Cache) saveAll() error {
 	c.mu.Unlock()
 	var errs []error
 	for _, e := range list {
-		errs = append(errs, e.save())
+		err := e.save()
+		if err != nil {
+			e.mu.Lock()
+			e.dirty = true // next time
+			e.mu.Unlock()
+		}
+		errs = append(errs, err)
 		c.release(e)
 	}
 	return errors.Join(errs...)

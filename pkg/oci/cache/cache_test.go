@@ -283,6 +283,56 @@ func TestDoubtHeals(t *testing.T) {
 	}
 }
 
+// Files that somebody cut or deleted are missed, and fetched again.
+func TestFilesThatAreCutOrGone(t *testing.T) {
+	for _, how := range []string{"cut while it runs", "gone while it runs", "cut before", "gone before"} {
+		t.Run(how, func(t *testing.T) {
+			s := newSite(t, 4<<20, cache.Options{MaxBytes: 20 << 20})
+			if _, err := s.cache.Stage(t.Context(), repoName, "1", nil); err != nil {
+				t.Fatal(err)
+			}
+			d := s.segment()
+			path := damage(t, s.o.Dir, d, 0)
+			before := strings.HasSuffix(how, "before")
+			if before {
+				if err := s.cache.Close(); err != nil {
+					t.Fatal(err)
+				}
+				s.cache = nil
+			}
+			var err error
+			if strings.HasPrefix(how, "cut") {
+				err = os.Truncate(path, d.Size/2)
+			} else {
+				err = os.Remove(path)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			if before {
+				s.open(t)
+				s.know(t)
+			}
+			url, broke := "blobs/"+d.Digest.String(), 0
+			for ; ; broke++ {
+				a := s.get(t.Context(), url, "Range", fmt.Sprintf("bytes=%d-%d", d.Size/2+1, d.Size-1))
+				if a.err == nil && a.status == 206 && bytes.Equal(a.body, s.blobs[d.Digest.String()][d.Size/2+1:]) {
+					break
+				}
+				if a.err == nil && a.status == 206 || broke > 5 {
+					t.Fatalf("%d, %d bytes, %v", a.status, len(a.body), a.err)
+				}
+			}
+			s.want(t, d, 0, d.Size, "Cache-Control", "no-cache")
+			for i := range 4 { // makes room, whatever is left over
+				e, _ := s.pushBlob(t, 4<<20, uint64(50+i))
+				s.want(t, e, 0, e.Size)
+			}
+			s.want(t, d, 0, d.Size)
+		})
+	}
+}
+
 // Without upstream, what is there is served; what is not is said to come later.
 func TestUpstreamDown(t *testing.T) {
 	s := newSite(t, 16<<20, cache.Options{Fresh: time.Nanosecond})

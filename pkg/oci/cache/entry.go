@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"slices"
 	"sync"
@@ -128,11 +129,21 @@ func (e *entry) pathLocked() string {
 }
 
 // open opens the file for reading. It stays the same file whatever becomes of
-// the entry while somebody holds it.
+// the entry while somebody holds it. Where it is gone, nothing is there any more.
 func (e *entry) open() (*os.File, error) {
 	e.mu.Lock()
-	defer e.mu.Unlock()
-	return os.Open(e.pathLocked())
+	f, err := os.Open(e.pathLocked())
+	more := int64(0)
+	if errors.Is(err, fs.ErrNotExist) {
+		e.whole, e.have, e.dirty = false, nil, false
+		more = e.recount()
+		e.notify()
+	}
+	e.mu.Unlock()
+	if more != 0 {
+		e.c.settle(e, more, 0)
+	}
+	return f, err
 }
 
 func (e *entry) all() diskimage.Extent { return diskimage.Extent{Len: e.size} }

@@ -223,13 +223,13 @@ func (r *repository) manifest(ctx context.Context, digest diskimage.Digest) (b [
 }
 
 // once does something at upstream, once for all who want it now, and not for
-// those alone: it goes on when they have gone, for Options.Patience.
+// those alone: it goes on when they have gone, for ten times Options.Patience.
 func (r *repository) once(ctx context.Context, what string, do func(context.Context) (any, error)) (any, error) {
 	ch := r.c.flights.DoChan(r.name+" "+what, func() (any, error) {
 		if err := r.resting(); err != nil {
 			return nil, err
 		}
-		ctx, cancel := context.WithTimeout(r.c.ctx, r.c.o.Patience)
+		ctx, cancel := context.WithTimeout(r.c.ctx, 10*r.c.o.Patience)
 		defer cancel()
 		return do(ctx)
 	})

@@ -73,8 +73,11 @@ func (c *Cache) remove(e *entry) {
 	delete(c.entries, e.key)
 	c.used -= e.bytes
 	for _, path := range []string{c.wholePath(e.digest), c.partialPath(e.key, "map"), c.partialPath(e.key, "data")} {
-		if path == c.wholePath(e.digest) && !e.isWhole() {
-			continue
+		if path == c.wholePath(e.digest) {
+			// A file that was cut while no process ran has another entry by now.
+			if info, err := os.Lstat(path); !e.isWhole() || err != nil || info.Size() != e.size {
+				continue
+			}
 		}
 		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			c.o.Notify(err)

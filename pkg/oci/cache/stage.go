@@ -61,7 +61,8 @@ func (c *Cache) Stage(ctx context.Context, name, reference string, progress func
 	}
 	s := &Staged{Repository: name, Reference: reference, Digest: digest}
 	owner := stagePrefix + stagedName(name, digest)
-	if err := c.pinIfFits(owner, p, &s.Bytes); err != nil {
+	restore, err := c.pinIfFits(owner, p, &s.Bytes)
+	if err != nil {
 		return nil, fmt.Errorf("%s@%v: %w", name, digest, err)
 	}
 	s.Moved, err = r.fill(ctx, p.blobs, s.Bytes, progress)
@@ -69,7 +70,7 @@ func (c *Cache) Stage(ctx context.Context, name, reference string, progress func
 		err = c.saveStaged(s)
 	}
 	if err != nil {
-		c.Unpin(owner)
+		restore()
 		return nil, err
 	}
 	return s, nil
@@ -116,7 +117,9 @@ func (c *Cache) Pin(ctx context.Context, owner, name string, digest diskimage.Di
 	if err := r.walk(ctx, &p, digest, false); err != nil {
 		return err
 	}
-	c.pin("job "+owner, p)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.pins["job "+owner] = p
 	return nil
 }
 
@@ -125,13 +128,13 @@ func (c *Cache) Unpin(owner string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	delete(c.pins, "job "+owner)
-	delete(c.pins, owner)
 }
 
-func (c *Cache) pin(owner string, p pin) {
+// Pins returns how many images are pinned, by jobs and by being staged.
+func (c *Cache) Pins() int {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.pins[owner] = p
+	return len(c.pins)
 }
 
 // image returns all that belongs to an image.
@@ -190,10 +193,16 @@ func (r *repository) walk(ctx context.Context, p *pin, digest diskimage.Digest, 
 }
 
 // pinIfFits pins before anything is fetched, so that nothing evicts what comes.
-func (c *Cache) pinIfFits(owner string, p pin, size *int64) error {
+// restore undoes it.
+func (c *Cache) pinIfFits(owner string, p pin, size *int64) (restore func(), err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	old, was := c.pins[owner]
+	undo := func() {
+		if delete(c.pins, owner); was {
+			c.pins[owner] = old
+		}
+	}
 	c.pins[owner] = p
 	for _, k := range p.blobs {
 		*size += k.size
@@ -202,13 +211,15 @@ func (c *Cache) pinIfFits(owner string, p pin, size *int64) error {
 	for k := range c.pinned() {
 		sum += roundUp(k.size)
 	}
-	if sum <= c.o.MaxBytes {
-		return nil
+	if sum > c.o.MaxBytes {
+		undo()
+		return nil, fmt.Errorf("%w: %d bytes of %d", ErrTooLarge, *size, c.o.MaxBytes)
 	}
-	if delete(c.pins, owner); was {
-		c.pins[owner] = old
-	}
-	return fmt.Errorf("%w: %d bytes of %d", ErrTooLarge, *size, c.o.MaxBytes)
+	return func() {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		undo()
+	}, nil
 }
 
 // fill fetches blobs until they are whole, the small ones first: the index

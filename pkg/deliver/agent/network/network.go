@@ -1,188 +1,344 @@
 //go:build linux
 
-// Package network brings up the agent's network: links, VLANs and bonds, an address
-// from DHCP or the command line, names.
-//
-//	state, err := network.Up(ctx, network.Options{Cmdline: hw.Cmdline(), Class: wire.DHCPClass, UUID: uuid, Log: log})
-//	state.Server                                    // a hint where the server is
-//	state.Wait()                                    // after ctx ended: what renews the lease is gone
-//
-// It guarantees that it goes on until it has an address or ctx ends, whatever a
-// network answers; that an answer is bounded before it is used; and that an
-// address is used no longer than its lease. Nothing here is authenticated: what
-// DHCP says of servers are hints. docs/agent.md has the rules, and the syntax of the
-// command line.
 package network
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
 	"github.com/vishvananda/netlink"
 )
 
-// Times of waiting.
-const (
-	carrierTime = 30 * time.Second // for a named link, and before IPv6 alone is enough
-	bootTime    = 10 * time.Second // the link that was booted from has before the others
-	serverTime  = 3 * time.Second  // for a lease that names a server, after one that does not
-)
+// Say tells people what happens.
+type Say func(format string, args ...any)
 
-// Cmdline is the kernel's command line; hw.Parameters is one.
-type Cmdline interface {
-	Get(name string) (value string, ok bool)
-	All(name string) []string
+// Network is what Up brought up. Its methods are safe for concurrent use.
+type Network struct {
+	config Config
+	say    Say
+	resolv string // where resolv.conf is
+	cancel context.CancelFunc
+	wg     sync.WaitGroup
+	first  chan struct{} // closed once there is an address
+
+	mu     sync.Mutex
+	once   sync.Once
+	leases map[string]Lease
 }
 
-// Options say how. The zero value takes whatever DHCP gives on any link.
-type Options struct {
-	Cmdline Cmdline      // nil: empty
-	Class   string       // the vendor class to ask with (option 60)
-	UUID    string       // SMBIOS UUID (option 97); "" or no UUID: left out
-	Log     func(string) // called by many at once; nil: nothing is said
-
-	ResolvConf string // "" is /etc/resolv.conf
-
-	renewAfter time.Duration // for tests, which do not wait for half of a lease
-}
-
-// State is what is known after Up.
-type State struct {
+// Lease is what an interface got.
+type Lease struct {
 	Interface string
-	MAC       net.HardwareAddr
 	Address   netip.Prefix
-	Gateway   netip.Addr // not valid: none
+	Gateway   netip.Addr
 	DNS       []netip.Addr
 	NTP       []netip.Addr
-	Domain    string
-	Server    string // https://…, of option 43: a hint; "" if nobody said
-	How       string // "dhcp", "static" or "slaac"
-
-	wg *sync.WaitGroup
+	Server    string // URL of our server, from our vendor option
 }
 
-// Wait waits until what Up left running has ended; ctx must have.
-func (s *State) Wait() { s.wg.Wait() }
-
-type up struct {
-	Options
-	c     config
-	wg    sync.WaitGroup
-	named map[string]bool // interfaces that are made
-	told  map[string]bool // what was said once
+// Options say how. The zero value is for the machine as it is.
+type Options struct {
+	Resolv string        // "": /etc/resolv.conf
+	Wait   time.Duration // for the first address; 0: a minute
 }
 
-// Up brings up the links and returns once there is an address to work with. Until
-// ctx ends it keeps the lease. It returns an error only when ctx ends; mistakes of the
-// command line are told to Log and passed over.
-func Up(ctx context.Context, o Options) (*State, error) {
-	u := &up{Options: o, named: map[string]bool{}, told: map[string]bool{}}
-	if u.Log == nil {
-		u.Log = func(string) {}
+// Up brings links up, makes bonds and VLANs, and asks by DHCP on every card until
+// ctx ends or Close. It returns once there is an address, or after a while
+// without: whoever needs the network tries for longer.
+func Up(ctx context.Context, c Config, say Say, o Options) (*Network, error) {
+	if o.Resolv == "" {
+		o.Resolv = "/etc/resolv.conf"
 	}
-	if u.ResolvConf == "" {
-		u.ResolvConf = "/etc/resolv.conf"
+	if o.Wait == 0 {
+		o.Wait = time.Minute
 	}
-	if o.Cmdline != nil {
-		var mistakes []error
-		u.c, mistakes = parse(o.Cmdline)
-		for _, err := range mistakes {
-			u.Log("network: " + err.Error())
+	ctx, cancel := context.WithCancel(ctx)
+	n := &Network{config: c, say: say, resolv: o.Resolv, cancel: cancel, first: make(chan struct{}), leases: map[string]Lease{}}
+	if err := linkUp("lo"); err != nil {
+		say("lo: %v", err)
+	}
+	for _, b := range c.Bonds {
+		if err := makeBond(b); err != nil {
+			say("bond %s: %v", b.Name, err)
 		}
 	}
-	if lo, err := netlink.LinkByName("lo"); err == nil {
-		_ = netlink.LinkSetUp(lo)
+	for _, v := range c.VLANs {
+		if err := makeVLAN(v); err != nil {
+			say("vlan %s: %v", v.Name, err)
+		}
 	}
-	s, err := u.up(ctx)
-	if err != nil {
-		u.wg.Wait()
-		return nil, err
+	n.wg.Go(func() { n.watch(ctx) })
+	select {
+	case <-n.first:
+	case <-time.After(o.Wait):
+		say("no address yet after %v; going on, cards are still asked", o.Wait)
+	case <-ctx.Done():
 	}
-	s.wg = &u.wg
-	return s, nil
+	return n, nil
 }
 
-// once tells something that is met again and again.
-func (u *up) once(format string, args ...any) {
-	if s := "network: " + fmt.Sprintf(format, args...); !u.told[s] {
-		u.told[s] = true
-		u.Log(s)
-	}
+// Close ends renewals. Addresses stay.
+func (n *Network) Close() {
+	n.cancel()
+	n.wg.Wait()
 }
 
-// up watches the links, and starts what is due on them.
-func (u *up) up(ctx context.Context) (*State, error) {
-	trying, stop := context.WithCancel(ctx) // the clients that did not win
-	defer stop()
-	changes := u.watch(trying)
-	found := make(chan result)
-	running := map[string]bool{}
-	start, tick := time.Now(), time.NewTicker(500*time.Millisecond)
-	defer tick.Stop()
-	var best *result
-	var bestAt time.Time
+// Leases are those of now, in the order of interfaces.
+func (n *Network) Leases() (out []Lease) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for _, l := range n.leases {
+		out = append(out, l)
+	}
+	slices.SortFunc(out, func(a, b Lease) int { return strings.Compare(a.Interface, b.Interface) })
+	return out
+}
+
+// Servers are the URLs that the command line and DHCP gave: hints.
+func (n *Network) Servers() []string {
+	out := slices.Clone(n.config.Servers)
+	for _, l := range n.Leases() {
+		if l.Server != "" && !slices.Contains(out, l.Server) {
+			out = append(out, l.Server)
+		}
+	}
+	return out
+}
+
+// NTP returns the time servers that DHCP named, as addresses.
+func (n *Network) NTP() (out []string) {
+	for _, l := range n.Leases() {
+		for _, a := range l.NTP {
+			if !slices.Contains(out, a.String()) {
+				out = append(out, a.String())
+			}
+		}
+	}
+	return out
+}
+
+// watch starts work on every card that comes, until ctx ends.
+func (n *Network) watch(ctx context.Context) {
+	known := map[string]bool{}
 	for {
-		links := u.links()
-		if best == nil {
-			if s := u.static(links, time.Since(start)); s != nil {
-				return s, nil
-			}
-			if s := u.slaac(links, time.Since(start)); s != nil {
-				return s, nil
-			}
-		}
-		for _, l := range u.due(links, time.Since(start)) {
-			name := l.Attrs().Name
-			if running[name] {
+		for _, name := range n.cards() {
+			if known[name] {
 				continue
 			}
-			running[name] = true
-			c := &client{up: u, link: l}
-			u.wg.Go(func() { c.run(trying, ctx, found) })
-		}
-		if best != nil && (best.lease.server != "" || time.Since(bestAt) > serverTime || len(running) == 1) {
-			s, err := u.take(best)
-			if err == nil {
-				return s, nil
+			known[name] = true
+			if err := linkUp(name); err != nil {
+				n.say("%s: %v", name, err)
 			}
-			u.once("%s: %v", best.link.Attrs().Name, err)
-			delete(running, best.link.Attrs().Name)
-			best = nil
+			n.wg.Go(func() { n.configure(ctx, name) })
 		}
 		select {
 		case <-ctx.Done():
-			return nil, fmt.Errorf("network: no address: %w", context.Cause(ctx))
-		case <-changes:
-		case <-tick.C:
-		case r := <-found:
-			if best == nil {
-				best, bestAt = &r, time.Now()
-			} else if best.lease.server == "" && r.lease.server != "" {
-				close(best.take) // nobody wants it
-				best = &r
-			} else {
-				close(r.take)
-			}
+			return
+		case <-time.After(300 * time.Millisecond):
 		}
 	}
 }
 
-// take makes a lease the machine's.
-func (u *up) take(r *result) (*State, error) {
-	r.take <- true
-	if err := <-r.taken; err != nil {
-		return nil, err
+// cards are the interfaces to be configured: hardware, and what the command line
+// makes, but not what is below that.
+func (n *Network) cards() (out []string) {
+	below := map[string]bool{}
+	made := map[string]bool{}
+	for _, b := range n.config.Bonds {
+		made[b.Name] = true
+		for _, s := range b.Slaves {
+			below[s] = true
+		}
 	}
-	l := r.lease
-	return &State{Interface: r.link.Attrs().Name, MAC: r.link.Attrs().HardwareAddr, Address: l.address, Gateway: l.gateway,
-		DNS: u.dns(l.dns), NTP: l.ntp, Domain: l.domain, Server: l.server, How: "dhcp"}, nil
+	for _, v := range n.config.VLANs {
+		made[v.Name] = true
+	}
+	entries, _ := os.ReadDir("/sys/class/net") // none: none come
+	for _, e := range entries {
+		name := e.Name()
+		_, err := os.Stat(filepath.Join("/sys/class/net", name, "device"))
+		named := slices.Contains(n.config.DHCP, name) || slices.ContainsFunc(n.config.Static, func(s Static) bool { return s.Interface == name })
+		if !below[name] && (err == nil || made[name] || named) && name != "lo" {
+			out = append(out, name)
+		}
+	}
+	return out
 }
 
-// dns are the name servers: those of the command line before those that are given.
-func (u *up) dns(given []netip.Addr) []netip.Addr {
-	return append(append([]netip.Addr{}, u.c.nameservers...), given...)
+// configure gives one interface its addresses.
+func (n *Network) configure(ctx context.Context, name string) {
+	if !n.carrier(ctx, name) {
+		return
+	}
+	n.say("%s: link", name)
+	static := false
+	for _, s := range n.config.Static {
+		if s.Interface == name || s.Interface == "" && n.isBoot(name) {
+			static = true
+			if err := n.take(Lease{Interface: name, Address: s.Address, Gateway: s.Gateway, DNS: n.config.DNS}, 0); err != nil {
+				n.say("%s: %v", name, err)
+			}
+		}
+	}
+	if static || n.config.Off || len(n.config.DHCP) > 0 && !slices.Contains(n.config.DHCP, name) {
+		return
+	}
+	n.dhcp(ctx, name)
+}
+
+// isBoot reports whether an address without an interface is this one's.
+func (n *Network) isBoot(name string) bool {
+	if n.config.BootMAC == "" {
+		cards := n.cards()
+		return len(cards) > 0 && cards[0] == name
+	}
+	i, err := net.InterfaceByName(name)
+	return err == nil && i.HardwareAddr.String() == n.config.BootMAC
+}
+
+// carrier waits for a link.
+func (n *Network) carrier(ctx context.Context, name string) bool {
+	for told := false; ; told = true {
+		b, err := os.ReadFile(filepath.Join("/sys/class/net", name, "carrier"))
+		if err == nil && strings.TrimSpace(string(b)) == "1" {
+			return true
+		}
+		if !told {
+			n.say("%s: waiting for a link", name)
+		}
+		select {
+		case <-ctx.Done():
+			return false
+		case <-time.After(200 * time.Millisecond):
+		}
+	}
+}
+
+// take gives an interface an address, routes through it, and name servers.
+func (n *Network) take(l Lease, valid time.Duration) error {
+	link, err := netlink.LinkByName(l.Interface)
+	if err != nil {
+		return err
+	}
+	n.mu.Lock()
+	old, had := n.leases[l.Interface]
+	n.mu.Unlock()
+	if had && old.Address != l.Address {
+		_ = netlink.AddrDel(link, address(old.Address, 0)) // it may have run out
+	}
+	if err := netlink.AddrReplace(link, address(l.Address, valid)); err != nil {
+		return fmt.Errorf("address %s: %w", l.Address, err)
+	}
+	if l.Gateway.IsValid() {
+		r := &netlink.Route{LinkIndex: link.Attrs().Index, Gw: l.Gateway.AsSlice(), Priority: 100 + link.Attrs().Index}
+		if !l.Address.Contains(l.Gateway) { // a gateway off the link: some clouds have it so
+			r.Flags = int(netlink.FLAG_ONLINK)
+		}
+		if err := netlink.RouteReplace(r); err != nil {
+			return fmt.Errorf("route by %s: %w", l.Gateway, err)
+		}
+	}
+	n.mu.Lock()
+	n.leases[l.Interface] = l
+	n.mu.Unlock()
+	n.say("%s: address %s, gateway %v, name servers %v", l.Interface, l.Address, l.Gateway, l.DNS)
+	err = n.writeResolv()
+	n.once.Do(func() { close(n.first) })
+	return err
+}
+
+func address(p netip.Prefix, valid time.Duration) *netlink.Addr {
+	ip := &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
+	return &netlink.Addr{IPNet: ip, ValidLft: int(valid.Seconds()), PreferedLft: int(valid.Seconds())}
+}
+
+func (n *Network) writeResolv() error {
+	var b strings.Builder
+	seen := map[netip.Addr]bool{}
+	all := slices.Clone(n.config.DNS)
+	for _, l := range n.Leases() {
+		all = append(all, l.DNS...)
+	}
+	for _, a := range all {
+		if !seen[a] && len(seen) < 3 { // as many as resolvers read
+			seen[a] = true
+			fmt.Fprintf(&b, "nameserver %s\n", a)
+		}
+	}
+	if b.Len() == 0 {
+		return nil
+	}
+	return os.WriteFile(n.resolv, []byte(b.String()), 0o644)
+}
+
+func linkUp(name string) error {
+	link, err := netlink.LinkByName(name)
+	if err != nil {
+		return err
+	}
+	return netlink.LinkSetUp(link)
+}
+
+func makeVLAN(v VLAN) error {
+	parent, err := waitLink(v.Parent)
+	if err != nil {
+		return err
+	}
+	l := &netlink.Vlan{LinkAttrs: netlink.NewLinkAttrs(), VlanId: v.ID}
+	l.Name, l.ParentIndex = v.Name, parent.Attrs().Index
+	return errors.Join(netlink.LinkSetUp(parent), netlink.LinkAdd(l))
+}
+
+func makeBond(b Bond) error {
+	l := netlink.NewLinkBond(netlink.NewLinkAttrs())
+	l.Name = b.Name
+	if err := netlink.LinkAdd(l); err != nil {
+		return err
+	}
+	// mode first: some options belong to one.
+	for _, k := range append([]string{"mode"}, keysBut(b.Options, "mode")...) {
+		if err := os.WriteFile(filepath.Join("/sys/class/net", b.Name, "bonding", filepath.Base(k)), []byte(b.Options[k]), 0); err != nil {
+			return fmt.Errorf("%s=%s: %w", k, b.Options[k], err)
+		}
+	}
+	for _, s := range b.Slaves {
+		slave, err := waitLink(s)
+		if err == nil {
+			err = errors.Join(netlink.LinkSetDown(slave), netlink.LinkSetMaster(slave, l), netlink.LinkSetUp(slave))
+		}
+		if err != nil {
+			return fmt.Errorf("%s: %w", s, err)
+		}
+	}
+	return nil
+}
+
+func keysBut(m map[string]string, but string) (out []string) {
+	for k := range m {
+		if k != but {
+			out = append(out, k)
+		}
+	}
+	slices.Sort(out)
+	return out
+}
+
+// waitLink waits a little for a card that a driver is still bringing up.
+func waitLink(name string) (l netlink.Link, err error) {
+	for range 50 {
+		if l, err = netlink.LinkByName(name); err == nil {
+			return l, nil
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+	return nil, err
 }

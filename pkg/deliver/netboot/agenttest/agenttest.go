@@ -166,3 +166,10 @@ func (a *Agent) Install(ctx context.Context, j *wire.Job, s Steps) error {
 	}
 	return nil
 }
+
+// At is the same boot of the agent, talking to the server at another URL.
+func (a *Agent) At(url string) *Agent {
+	b := *a
+	b.url = url
+	return &b
+}

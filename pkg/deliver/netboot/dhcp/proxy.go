@@ -39,7 +39,7 @@ func (p Proxy) Serve(ctx context.Context, d Decider) error {
 	if p.Stats == nil {
 		p.Stats = new(Stats)
 	}
-	conn, err := udp.Listen(ctx, proxyPort)
+	conn, err := udp.Listen(ctx, fmt.Sprintf(":%d", proxyPort))
 	if err != nil {
 		return fmt.Errorf("dhcp: %w", err)
 	}

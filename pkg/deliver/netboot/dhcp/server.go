@@ -52,7 +52,7 @@ func (s Server) Serve(ctx context.Context, d Decider) error {
 		return fmt.Errorf("dhcp: interface %s: %w", s.Network.Interface, err)
 	}
 	// Only to have it: nobody else can start, and no ICMP errors go out.
-	conn, err := udp.Listen(ctx, serverPort)
+	conn, err := udp.Listen(ctx, fmt.Sprintf(":%d", serverPort))
 	if err != nil {
 		return fmt.Errorf("dhcp: another DHCP server on this machine? %w", err)
 	}

@@ -8,6 +8,7 @@ import (
 	"sort"
 	"time"
 
+	"github.com/imgpipe/imgpipe/pkg/deliver/netboot/identity"
 	"github.com/imgpipe/imgpipe/pkg/deliver/netboot/wire"
 )
 
@@ -255,6 +256,35 @@ func (s *Store) Machines() []Machine {
 	}
 	sort.Slice(out, func(a, b int) bool { return out[a].Name < out[b].Name })
 	return out
+}
+
+// Unfinished returns the names of machines that may be the one with a normal
+// identity, and that must not boot their disk: they have a job that goes on, or
+// a disk that may be half written.
+func (s *Store) Unfinished(id wire.Identity) (names []string) {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	for _, m := range s.machines {
+		if boot(s.jobs[m.Job], m.Half) != BootDisk && identity.Same(m.Identity, id) {
+			names = append(names, m.Name)
+		}
+	}
+	sort.Strings(names)
+	return names
+}
+
+// Ping writes to the database, to see whether that can be done.
+func (s *Store) Ping() error {
+	s.write.Lock()
+	defer s.write.Unlock()
+	if s.broken != nil {
+		return s.broken
+	}
+	_, err := s.db.Exec(fmt.Sprintf("PRAGMA user_version = %d", schemaVersion))
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrBroken, err)
+	}
+	return nil
 }
 
 // Holder returns the open job that an agent holds, for who serves it blobs: a

@@ -74,6 +74,7 @@ func Open(path string, o Options, now time.Time) (*Store, error) {
 	if s.machines, s.jobs, err = load(db); err != nil {
 		return nil, errors.Join(fmt.Errorf("%s: %w", path, err), s.Close())
 	}
+	s.forget() // what a crash left in the log
 	for id, j := range s.jobs {
 		if j.Key != "" && (j.State == Claimed || j.State == Writing) {
 			s.leases[id] = lease{until: now.Add(leaseTime)}

@@ -39,7 +39,7 @@ func TestMain(m *testing.M) {
 
 func serve() error {
 	ctx := context.Background()
-	conn, err := tftp.Listen(ctx, 69)
+	conn, err := tftp.Listen(ctx, ":69")
 	if err != nil {
 		return err
 	}

@@ -51,13 +51,6 @@ var checks = map[string]func(string) (string, error){
 		}
 		return a.String(), nil
 	},
-	"subnet": func(s string) (string, error) {
-		p, err := netip.ParsePrefix(s)
-		if err != nil || !p.Addr().Is4() || p != p.Masked() || p.Bits() < 8 || p.Bits() > 30 {
-			return "", fmt.Errorf("%q is not an IPv4 network such as 10.1.0.0/24", s)
-		}
-		return s, nil
-	},
 	"range": func(s string) (string, error) {
 		_, _, err := ParseRange(s)
 		return s, err

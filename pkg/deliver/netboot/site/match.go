@@ -105,10 +105,10 @@ func (m Match) inventory(i *wire.Inventory) bool {
 // glob matches a whole text without regard to case: * is any run of
 // characters, ? any one. Its time is at most the product of both lengths.
 func glob(pattern, s string) bool {
-	p, t := []rune(strings.ToLower(pattern)), []rune(strings.ToLower(s))
+	t := []rune(strings.ToLower(s))
 	reach := make([]bool, len(t)+1)
 	reach[0] = true
-	for _, c := range p {
+	for _, c := range strings.ToLower(pattern) {
 		next := make([]bool, len(t)+1)
 		for i := range reach {
 			switch {

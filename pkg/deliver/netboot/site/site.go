@@ -26,10 +26,12 @@ import (
 	"github.com/imgpipe/imgpipe/pkg/internal/strictyaml"
 )
 
-// MaxFile bounds SITE.yaml, maxTokens its tokens: ten thousand machines.
+// MaxFile bounds SITE.yaml, maxTokens its tokens: ten thousand
+// machines. The parser's time grows with the square of the keys of one map: who
+// writes the file has it in hand.
 const (
 	MaxFile   = 4 << 20
-	maxTokens = 500_000
+	maxTokens = 400_000
 )
 
 // Error is every mistake of a SITE.yaml.
@@ -77,8 +79,7 @@ type Ports struct {
 // DHCP says how DHCP is answered.
 type DHCP struct {
 	Mode   string   `key:"mode" default:"proxy" enum:"proxy,server,off" doc:"proxy: beside the site's own DHCP server. server: as the only one. off: not at all, and no TFTP."`
-	Subnet string   `key:"subnet" check:"subnet" doc:"server: the network, such as 10.1.0.0/24."`
-	Range  string   `key:"range" check:"range" doc:"server: addresses to give away, FIRST-LAST."`
+	Ranges []string `key:"ranges" check:"range" doc:"server: addresses to give away, FIRST-LAST, of the interface's own network."`
 	Router string   `key:"router" check:"address" doc:"server: default gateway."`
 	DNS    []string `key:"dns" check:"address" doc:"server: name servers."`
 	Domain string   `key:"domain" check:"host" doc:"server: domain name."`
@@ -140,7 +141,7 @@ type Settings struct {
 	Quarantine    string   `key:"quarantine" default:"hold" enum:"hold,powerOff" doc:"What a machine does whose disk may be half written and that has no job."`
 	Deploy        string   `key:"deploy" default:"manual" enum:"manual,first" doc:"first: a machine that never had a job gets one when the site is loaded."`
 	Level         string   `key:"level" default:"L0" enum:"L0,L1,L2" doc:"How the environment reaches the machine: docs/netboot.md, section 3."`
-	Requires      string   `key:"requires" default:"L0" enum:"L0,L1,L2" doc:"The least level at which the machine is given its job."`
+	Requires      string   `key:"requires" enum:"L0,L1,L2" doc:"The least level at which the machine is given its job; else L1 where the job has secrets or may destroy, L0 where not."`
 	Power         []string `key:"power" check:"argument" doc:"Command that restarts the machine into the network: program and arguments."`
 	Rescue        []string `key:"rescue" check:"key" doc:"Lines of authorized_keys that may log in to the environment while it holds."`
 	Config        Config   `key:"config" doc:"What cloud-init is told."`
@@ -161,6 +162,7 @@ type Config struct {
 type Machine struct {
 	Name     string `key:"name" required:"1" check:"name" doc:"Name at the site."`
 	Match    Match  `key:"match" required:"1" doc:"Which machine it is: all that is said must hold, one of a list is enough."`
+	Address  string `key:"address" check:"address" doc:"dhcp: server: the address that its (first) MAC gets."`
 	Settings `key:""`
 }
 

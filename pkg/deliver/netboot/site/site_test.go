@@ -21,6 +21,7 @@ trust: {keys: [a.pub]}
 defaults:
   image: registry.example/os/debian:1
   disk: size>=10G
+  requires: L0
   config:
     userData: |
       #cloud-config
@@ -129,9 +130,9 @@ func TestMistakes(t *testing.T) {
 		{with("state: state", "stat: x"), ":2:1: stat: not known"},
 		{with("interfaces: [eth1]", "interfaces: [eth/1]"), "network.interfaces[0]: "},
 		{with("  interfaces: [eth1]", "  address: 10.0.0.1"), "interfaces is missing"},
-		{with("interfaces: [eth1]", "interfaces: [eth1]\n  dhcp: {mode: server}"), "needs subnet and range"},
-		{with("interfaces: [eth1]", "interfaces: [eth1]\n  dhcp: {mode: server, subnet: 10.0.0.0/24, range: 10.0.0.5-10.0.1.9}"), "not within"},
-		{with("interfaces: [eth1]", "interfaces: [eth1]\n  dhcp: {mode: server, subnet: 10.0.0.1/24}"), "not an IPv4 network"},
+		{with("interfaces: [eth1]", "interfaces: [eth1]\n  dhcp: {mode: server}"), "a server needs ranges"},
+		{with("interfaces: [eth1]", "interfaces: [eth1]\n  dhcp: {mode: server, ranges: 10.0.0.5-10.0.0.4}"), "is not a range"},
+		{with("interfaces: [eth1]", "interfaces: [eth1]\n  dhcp: {mode: server, ranges: [10.0.0.5-10.0.0.9], lease: 1m}"), "less than two minutes"},
 		{with("interfaces: [eth1]", "interfaces: [eth1]\n  ports: {http: 70000}"), "from 0 to 65535"},
 		{with("{keys: [a.pub]}", "{}"), "want one of policy, keys, insecure"},
 		{with("{keys: [a.pub]}", "{keys: [a.pub], insecure: true}"), "want one of"},
@@ -151,6 +152,7 @@ func TestMistakes(t *testing.T) {
 		{with("bootTimeout: none", "bootTimeout: 0s"), "want a time from 1s"},
 		{with("bootTimeout: none", "match: {}"), "stands twice"},
 		{with("after: kexec", "requires: L2"), "would never get its job"},
+		{with("  requires: L0\n", ""), "vars.password is a secret, at level L0"},
 		{with("after: kexec", "image: {}"), "want text"},
 		{with("after: kexec", "sshKeys: [x]"), "not known"},
 		{with("after: kexec", "config: {sshKeys: [\"-----BEGIN PRIVATE\"]}"), "not a line of authorized_keys"},

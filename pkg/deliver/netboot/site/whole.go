@@ -2,7 +2,7 @@ package site
 
 import (
 	"fmt"
-	"net/netip"
+	"maps"
 	"slices"
 	"time"
 
@@ -75,21 +75,15 @@ func (d *decoder) network(n *strictyaml.Node) {
 	if len(w.Interfaces) > 1 {
 		d.Bad(n, "a DHCP server serves one interface")
 	}
-	dhcp := w.DHCP
-	if dhcp.Subnet == "" || dhcp.Range == "" {
-		d.Bad(n, "dhcp: a server needs subnet and range")
-		return
+	static := false
+	for _, m := range d.site.Machines {
+		static = static || m.Address != ""
 	}
-	subnet := netip.MustParsePrefix(dhcp.Subnet)
-	first, last, _ := ParseRange(dhcp.Range) // it was checked
-	if !subnet.Contains(first) || !subnet.Contains(last) || first == subnet.Addr() {
-		d.Bad(n, "dhcp.range: %s is not within %s", dhcp.Range, dhcp.Subnet)
+	if len(w.DHCP.Ranges) == 0 && !static {
+		d.Bad(n, "dhcp: a server needs ranges, or machines with an address")
 	}
-	if dhcp.Router != "" && !subnet.Contains(netip.MustParseAddr(dhcp.Router)) {
-		d.Bad(n, "dhcp.router: %s is not within %s", dhcp.Router, dhcp.Subnet)
-	}
-	if dhcp.Lease < Duration(time.Minute) {
-		d.Bad(n, "dhcp.lease: less than a minute")
+	if w.DHCP.Lease < Duration(2*time.Minute) {
+		d.Bad(n, "dhcp.lease: less than two minutes")
 	}
 }
 
@@ -105,8 +99,19 @@ func (d *decoder) machine(n *strictyaml.Node, m *Machine, read func(string, int6
 	if m.Image != "" && m.Disk == "" {
 		d.Bad(n, "disk is missing: which one is the image written to?")
 	}
-	if m.Requires > m.Level {
+	if m.Requires == "" {
+		m.Requires = "L0"
+		if why := m.delicate(); why != "" {
+			m.Requires = "L1"
+			if m.Level == "L0" {
+				d.Bad(n, "%s at level L0, where the machine's network could give it another kernel; where that network is trusted, say requires: L0", why)
+			}
+		}
+	} else if m.Requires > m.Level {
 		d.Bad(n, "requires %s, and level says %s: it would never get its job", m.Requires, m.Level)
+	}
+	if m.Address != "" && len(m.Match.MAC) == 0 {
+		d.Bad(n, "an address is given to a MAC, and match names none")
 	}
 	at := orRoot(n.Get("config"), n)
 	known := wire.Identity{UUID: "00000000-0000-4000-8000-000000000000", Serial: "SERIAL", MACs: []string{"52:54:00:00:00:01"}}
@@ -114,6 +119,24 @@ func (d *decoder) machine(n *strictyaml.Node, m *Machine, read func(string, int6
 	if err != nil {
 		d.Bad(at, "%v", err)
 	}
+}
+
+// delicate says what of a job is not for everybody, or "".
+func (m *Machine) delicate() string {
+	for _, name := range slices.Sorted(maps.Keys(m.Config.Vars)) {
+		if v := m.Config.Vars[name]; v.File != "" || v.Env != "" {
+			return "vars." + name + " is a secret,"
+		}
+	}
+	for _, s := range []*Source{m.Config.UserData, m.Config.MetaData, m.Config.NetworkConfig} {
+		if s != nil && s.Env != "" {
+			return s.Env + " is a secret,"
+		}
+	}
+	if len(m.Destroy) > 0 {
+		return "destroy"
+	}
+	return ""
 }
 
 // doubles reports machines that would match one claim.
@@ -127,6 +150,9 @@ func (d *decoder) doubles(root *strictyaml.Node) {
 		}
 		if m.Match.Serial != "" && m.Match.UUID == "" && len(m.Match.MAC) == 0 {
 			keys = append(keys, "serial "+m.Match.Serial)
+		}
+		if m.Address != "" {
+			keys = append(keys, "address "+m.Address)
 		}
 		for _, k := range keys {
 			if other, ok := owner[k]; ok && other != m.Name {

@@ -35,9 +35,9 @@ type peer struct {
 // Conn is the socket on which requests come in.
 type Conn struct{ c *udp.Conn }
 
-// Listen binds a UDP port on all IPv4 addresses: 69 by RFC 1350, 0 is any.
-func Listen(ctx context.Context, port int) (*Conn, error) {
-	c, err := udp.Listen(ctx, port)
+// Listen binds an IPv4 address and UDP port: ":69" is RFC 1350's port on all addresses.
+func Listen(ctx context.Context, address string) (*Conn, error) {
+	c, err := udp.Listen(ctx, address)
 	if err != nil {
 		return nil, fmt.Errorf("tftp: %w", err)
 	}

@@ -2,7 +2,7 @@
 // (RFC 2348), timeout and tsize (RFC 2349) and windowsize (RFC 7440), for the
 // firmware of many machines that start at once.
 //
-//	conn, err := tftp.Listen(ctx, 69)
+//	conn, err := tftp.Listen(ctx, ":69")
 //	files := tftp.Map{"ipxe.efi": tftp.Disk("/usr/lib/ipxe/snponly.efi"), "autoexec.ipxe": tftp.Bytes(script)}
 //	err = tftp.Serve(ctx, conn, files, tftp.Options{Log: log, Stats: stats})
 //

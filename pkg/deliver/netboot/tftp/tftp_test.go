@@ -6,10 +6,8 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"io/fs"
 	"math/rand/v2"
 	"net"
-	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -31,7 +29,7 @@ func content(n int) []byte {
 // serve runs a server on loopback until the test ends.
 func serve(t *testing.T, files tftp.Files, o tftp.Options) (port int, stats *tftp.Stats) {
 	t.Helper()
-	conn, err := tftp.Listen(context.Background(), 0)
+	conn, err := tftp.Listen(context.Background(), ":0")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -366,19 +364,9 @@ func TestAnswersFromTheAddressThatWasAsked(t *testing.T) {
 	}
 }
 
-type slow struct{ release chan struct{} }
-
-func (s slow) Open(ctx context.Context, _ string, _ netip.AddrPort) (tftp.File, error) {
-	select {
-	case <-s.release:
-	case <-ctx.Done():
-	}
-	return nil, fs.ErrNotExist
-}
-
 // TestShutdown: sessions in every state end with the context.
 func TestShutdown(t *testing.T) {
-	conn, err := tftp.Listen(context.Background(), 0)
+	conn, err := tftp.Listen(context.Background(), ":0")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -7,7 +7,6 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
-	"fmt"
 	"net"
 	"net/netip"
 	"syscall"
@@ -18,15 +17,15 @@ import (
 // Conn is a UDP socket over IPv4. It is safe for concurrent use.
 type Conn struct{ *net.UDPConn }
 
-// Listen binds a port on all addresses; 0 is any.
-func Listen(ctx context.Context, port int) (*Conn, error) {
+// Listen binds an address, as of net.Listen: ":69" is that port on all addresses.
+func Listen(ctx context.Context, address string) (*Conn, error) {
 	// Before the bind, so that no packet is without its address.
 	lc := net.ListenConfig{Control: func(_, _ string, raw syscall.RawConn) error {
 		var inner error
 		err := raw.Control(func(fd uintptr) { inner = unix.SetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_PKTINFO, 1) })
 		return errors.Join(err, inner)
 	}}
-	pc, err := lc.ListenPacket(ctx, "udp4", fmt.Sprintf(":%d", port))
+	pc, err := lc.ListenPacket(ctx, "udp4", address)
 	if err != nil {
 		return nil, err
 	}

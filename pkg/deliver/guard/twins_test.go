@@ -1,4 +1,4 @@
-package main
+package guard
 
 import (
 	"bytes"
@@ -8,7 +8,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/imgpipe/imgpipe/cmd/internal/ui"
+	"github.com/imgpipe/imgpipe/pkg/deliver"
 	"github.com/imgpipe/imgpipe/pkg/deliver/blockdev"
 	"github.com/imgpipe/imgpipe/pkg/deliver/delivertest"
 	"github.com/imgpipe/imgpipe/pkg/deliver/signature"
@@ -55,7 +55,7 @@ func TestTwinsOfTheMachine(t *testing.T) {
 	retired := blockdev.Info{Path: "/dev/copy2", Number: "8:48", Size: size}
 	var said string
 	say := func(format string, args ...any) { said += fmt.Sprintf(format, args...) }
-	got := twins(t.Context(), say, devices, open, signature.IdentitiesOf(table, nil, nil), target, retired)
+	got := Twins(t.Context(), say, devices, open, signature.IdentitiesOf(table, nil, nil), target, retired)
 	var paths []string
 	for _, g := range got {
 		paths = append(paths, g.Path+" "+fmt.Sprint(g.Shares))
@@ -70,43 +70,38 @@ func TestTwinsOfTheMachine(t *testing.T) {
 	if closed != 3 {
 		t.Errorf("%d disks were opened and closed, want copy, blank and seed", closed)
 	}
-	err := exitError(refuseTwins(got))
-	e, ok := errors.AsType[*ui.Error](err)
-	if !ok || ui.Code(err) != ui.ExitTarget || !strings.Contains(err.Error(), "nothing was written") || !strings.HasSuffix(e.Hint, "--retire /dev/copy --retire /dev/seed to make it not bootable, or --allow-twin if the target goes into another machine") {
+	err := RefuseTwins(got)
+	e, ok := errors.AsType[*deliver.Error](err)
+	if !ok || e.Problem != deliver.ProblemTarget || !strings.Contains(err.Error(), "nothing was written") || !strings.HasSuffix(e.Try, "--retire /dev/copy --retire /dev/seed to make it not bootable, or --allow-twin if the target goes into another machine") {
 		t.Errorf("%v, %+v", err, e)
 	}
-	if refuseTwins(nil) != nil {
+	if RefuseTwins(nil) != nil {
 		t.Error("refused without a twin")
 	}
 }
 
 // TestAllowedTwins names the copies that stay, one after the other.
 func TestAllowedTwins(t *testing.T) {
-	found := []twin{
+	found := []Twin{
 		{Path: "/dev/sda", Shares: []signature.Identity{{Kind: "disk GUID", Value: "1"}}},
 		{Path: "/dev/sdb", Shares: []signature.Identity{{Kind: "label", Value: "CIDATA"}}},
 	}
 	links := map[string]string{"/dev/disk/by-id/a": "/dev/sda", "/dev/sdb": "/dev/sdb", "/dev/sdc": "/dev/sdc"}
 	allow := func(paths ...string) (said []string, err error) {
 		say := func(format string, args ...any) { said = append(said, fmt.Sprintf(format, args...)) }
-		return said, allowTwins(say, found, paths, func(a, b string) bool { return links[a] == b })
+		return said, AllowTwins(say, found, paths, func(a, b string) bool { return links[a] == b })
 	}
-	if said, err := allow("/dev/sdc"); err == nil || len(said) > 0 || ui.Code(exitError(err)) != ui.ExitTarget || !strings.Contains(err.Error(), "/dev/sdc is no copy of this image") {
+	if said, err := allow("/dev/sdc"); err == nil || len(said) > 0 || !strings.Contains(err.Error(), "/dev/sdc is no copy of this image") {
 		t.Errorf("a disk that is no copy: %v, %q", err, said)
 	}
 	said, err := allow("/dev/disk/by-id/a")
 	if want := "warning: /dev/sda shares disk GUID 1 with what is written: while both are in one machine, it boots, and is configured from, either"; err != nil || len(said) != 1 || said[0] != want {
 		t.Errorf("%v, %q, want %q", err, said, want)
 	}
-	if err := refuseTwins(found); err == nil || strings.Contains(err.Error(), "sda") || !strings.Contains(err.Error(), "/dev/sdb shares label CIDATA") {
+	if err := RefuseTwins(found); err == nil || strings.Contains(err.Error(), "sda") || !strings.Contains(err.Error(), "/dev/sdb shares label CIDATA") {
 		t.Errorf("one of two is allowed: %v", err)
 	}
-	var list strings.Builder
-	writeTwins(&list, found)
-	if want := "  /dev/sda shares disk GUID 1: left as it is: while both are in one machine, either may boot\n  /dev/sdb shares label CIDATA: refused without --retire /dev/sdb\n"; list.String() != want {
-		t.Errorf("got %q, want %q", list.String(), want)
-	}
-	if said, err := allow("/dev/disk/by-id/a", "/dev/sdb", "/dev/sdb"); err != nil || len(said) != 1 || refuseTwins(found) != nil {
-		t.Errorf("both are allowed: %v, %q, %v", err, said, refuseTwins(found))
+	if said, err := allow("/dev/disk/by-id/a", "/dev/sdb", "/dev/sdb"); err != nil || len(said) != 1 || RefuseTwins(found) != nil {
+		t.Errorf("both are allowed: %v, %q, %v", err, said, RefuseTwins(found))
 	}
 }

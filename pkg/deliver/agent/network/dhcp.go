@@ -1,0 +1,226 @@
+//go:build linux
+
+package network
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"math/rand/v2"
+	"net"
+	"net/netip"
+	"net/url"
+	"sync"
+	"time"
+
+	"github.com/insomniacslk/dhcp/dhcpv4"
+	"github.com/insomniacslk/dhcp/dhcpv4/nclient4"
+
+	"github.com/imgpipe/imgpipe/pkg/deliver/netboot/wire"
+)
+
+// dhcp holds a lease on an interface (RFC 2131) until ctx ends: it asks until it
+// is answered, renews at half the time, and asks anew where that fails.
+func (n *Network) dhcp(ctx context.Context, name string) {
+	wait := time.Second
+	for ctx.Err() == nil {
+		lease, err := n.ask(ctx, name)
+		if err == nil {
+			wait = time.Second
+			n.hold(ctx, name, lease)
+			continue
+		}
+		n.say("%s: DHCP: %v; again in about %v", name, err, wait)
+		select {
+		case <-ctx.Done():
+		case <-time.After(wait/2 + rand.N(wait)):
+		}
+		wait = min(2*wait, 30*time.Second)
+	}
+}
+
+func (n *Network) ask(ctx context.Context, name string) (*nclient4.Lease, error) {
+	c, err := nclient4.New(name, nclient4.WithTimeout(2*time.Second), nclient4.WithRetry(3))
+	if err != nil {
+		return nil, err
+	}
+	defer c.Close()
+	lease, server, err := n.request(ctx, c, name)
+	if err != nil {
+		return nil, err
+	}
+	return lease, n.adopt(name, lease, server)
+}
+
+// request goes through a whole exchange. Where our server answers beside the
+// site's own, its offers have no address and are listened to for the URL alone;
+// where the other's came first, ours is asked for once more.
+func (n *Network) request(ctx context.Context, c *nclient4.Client, name string) (*nclient4.Lease, string, error) {
+	i, err := net.InterfaceByName(name)
+	if err != nil {
+		return nil, "", err
+	}
+	discover, err := dhcpv4.NewDiscovery(i.HardwareAddr, modifiers()...)
+	if err != nil {
+		return nil, "", err
+	}
+	var mu sync.Mutex // the client calls matchers from its own goroutine
+	server := ""
+	listen := func(want func(*dhcpv4.DHCPv4) bool) nclient4.Matcher {
+		return func(p *dhcpv4.DHCPv4) bool {
+			if p.MessageType() != dhcpv4.MessageTypeOffer {
+				return false
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			if s := serverOf(p); s != "" {
+				server = s
+			}
+			return want(p)
+		}
+	}
+	offer, err := c.SendAndRead(ctx, nclient4.DefaultServers, discover, listen(func(p *dhcpv4.DHCPv4) bool {
+		_, err := leaseOf(name, p)
+		return err == nil
+	}))
+	if err != nil {
+		return nil, "", err
+	}
+	lease, err := c.RequestFromOffer(ctx, offer, modifiers()...)
+	if err != nil {
+		return nil, "", err
+	}
+	mu.Lock()
+	known := server != "" || len(n.config.Servers) > 0
+	mu.Unlock()
+	if !known {
+		ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
+		defer cancel()
+		if again, err := dhcpv4.NewDiscovery(i.HardwareAddr, modifiers()...); err == nil {
+			_, _ = c.SendAndRead(ctx, nclient4.DefaultServers, again, listen(func(*dhcpv4.DHCPv4) bool { return server != "" })) // nobody: then there is none
+		}
+	}
+	mu.Lock()
+	defer mu.Unlock()
+	return lease, server, nil
+}
+
+func modifiers() []dhcpv4.Modifier {
+	return []dhcpv4.Modifier{
+		dhcpv4.WithOption(dhcpv4.OptClassIdentifier(wire.DHCPClass)),
+		dhcpv4.WithRequestedOptions(dhcpv4.OptionSubnetMask, dhcpv4.OptionRouter, dhcpv4.OptionDomainNameServer,
+			dhcpv4.OptionNTPServers, dhcpv4.OptionVendorSpecificInformation, dhcpv4.OptionIPAddressLeaseTime),
+	}
+}
+
+// hold renews until that fails. At T1 the server is asked, and so again until the
+// lease is over (RFC 2131, section 4.4.5).
+func (n *Network) hold(ctx context.Context, name string, lease *nclient4.Lease) {
+	for {
+		valid := leaseTime(lease.ACK)
+		end := time.Now().Add(valid)
+		for wait := valid / 2; ; wait = max(time.Until(end)/2, time.Minute) {
+			select {
+			case <-ctx.Done():
+				return
+			case <-time.After(wait):
+			}
+			next, err := n.renew(ctx, name, lease)
+			if err == nil {
+				lease = next
+				break
+			}
+			if nak := (*nclient4.ErrNak)(nil); errors.As(err, &nak) || time.Now().After(end) {
+				n.say("%s: the lease is over: %v", name, err)
+				return
+			}
+			n.say("%s: renewing: %v", name, err)
+		}
+	}
+}
+
+func (n *Network) renew(ctx context.Context, name string, lease *nclient4.Lease) (*nclient4.Lease, error) {
+	c, err := nclient4.New(name, nclient4.WithTimeout(3*time.Second), nclient4.WithRetry(3))
+	if err != nil {
+		return nil, err
+	}
+	defer c.Close()
+	next, err := c.Renew(ctx, lease, modifiers()...)
+	if err != nil {
+		return nil, err
+	}
+	return next, n.adopt(name, next, n.serverOf(name))
+}
+
+func leaseTime(ack *dhcpv4.DHCPv4) time.Duration {
+	return min(max(ack.IPAddressLeaseTime(time.Hour), time.Minute), 30*24*time.Hour)
+}
+
+// adopt configures what a lease says.
+func (n *Network) adopt(name string, lease *nclient4.Lease, server string) error {
+	l, err := leaseOf(name, lease.ACK)
+	if err != nil {
+		return err
+	}
+	l.Server = cmp.Or(l.Server, server)
+	return n.take(l, leaseTime(lease.ACK))
+}
+
+// leaseOf reads what a packet gives; what makes no sense is left out.
+func leaseOf(name string, p *dhcpv4.DHCPv4) (Lease, error) {
+	l := Lease{Interface: name, Server: serverOf(p)}
+	addr, ok := netip.AddrFromSlice(p.YourIPAddr.To4())
+	if !ok || !addr.IsGlobalUnicast() {
+		return l, errors.New("the answer has no address")
+	}
+	bits := 24
+	if ones, size := p.SubnetMask().Size(); size == 32 {
+		bits = ones
+	}
+	l.Address = netip.PrefixFrom(addr, bits)
+	if r := addrs(p.Router()); len(r) > 0 {
+		l.Gateway = r[0]
+	}
+	l.DNS, l.NTP = addrs(p.DNS()), addrs(p.NTPServers())
+	return l, nil
+}
+
+func addrs(ips []net.IP) (out []netip.Addr) {
+	for _, ip := range ips[:min(len(ips), 8)] {
+		if a, ok := netip.AddrFromSlice(ip.To4()); ok && a.IsGlobalUnicast() {
+			out = append(out, a)
+		}
+	}
+	return out
+}
+
+// serverOf is our server's URL: option 43, sub-option 1, of an answer that echoes
+// our vendor class.
+func serverOf(p *dhcpv4.DHCPv4) string {
+	if p == nil || p.ClassIdentifier() != wire.DHCPClass {
+		return ""
+	}
+	b := p.Options.Get(dhcpv4.OptionVendorSpecificInformation)
+	for len(b) >= 2 {
+		code, size := b[0], int(b[1])
+		if code == 255 || size > len(b)-2 {
+			break
+		}
+		if code == wire.DHCPServerURL {
+			u, err := url.Parse(string(b[2 : 2+size]))
+			if err != nil || u.Scheme != "https" || u.Host == "" || u.User != nil {
+				return ""
+			}
+			return "https://" + u.Host
+		}
+		b = b[2+size:]
+	}
+	return ""
+}
+
+// serverOf is what is known of an interface already.
+func (n *Network) serverOf(name string) string {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.leases[name].Server
+}

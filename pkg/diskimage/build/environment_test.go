@@ -1,0 +1,169 @@
+package build
+
+import (
+	"bytes"
+	"context"
+	"debug/elf"
+	"encoding/binary"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/imgpipe/imgpipe/pkg/diskimage"
+	"github.com/imgpipe/imgpipe/pkg/diskimage/initramfs"
+	"github.com/imgpipe/imgpipe/pkg/diskimage/packages"
+	"github.com/imgpipe/imgpipe/pkg/diskimage/recipe"
+	"github.com/imgpipe/imgpipe/pkg/diskimage/tree"
+)
+
+func TestRecipesNameTheClassesThereAre(t *testing.T) {
+	if s, n := initramfs.StorageClasses(), initramfs.NetworkClasses(); !slices.Equal(s, recipe.StorageClasses) || !slices.Equal(n, recipe.NetworkClasses) {
+		t.Errorf("there are %v and %v; recipes name %v and %v", s, n, recipe.StorageClasses, recipe.NetworkClasses)
+	}
+}
+
+// program is the start of a static, or a dynamic, program of amd64.
+func program(dynamic bool) []byte {
+	h := elf.Header64{Type: uint16(elf.ET_EXEC), Machine: uint16(elf.EM_X86_64), Version: 1, Ehsize: 64, Phentsize: 56, Phoff: 64, Phnum: 1}
+	copy(h.Ident[:], "\x7fELF\x02\x01\x01")
+	p := elf.Prog64{Type: uint32(elf.PT_LOAD)}
+	if dynamic {
+		p.Type = uint32(elf.PT_INTERP)
+	}
+	var b bytes.Buffer
+	for _, v := range []any{h, p} {
+		if err := binary.Write(&b, binary.LittleEndian, v); err != nil {
+			panic(err) // memory
+		}
+	}
+	return b.Bytes()
+}
+
+const environmentText = `version: 1
+kind: Environment
+name: env
+release: "1"
+arch: amd64
+epoch: 2026-11-01T00:00:00Z
+base: {debian: {suite: bookworm}}
+packages: [good]
+modules: {extra: [thing]}
+agent: agent
+jobs: insecure
+`
+
+// environmentRecipe loads text from a folder with an agent.
+func environmentRecipe(t *testing.T, text string, agent []byte) *recipe.Recipe {
+	t.Helper()
+	dir := t.TempDir()
+	for name, b := range map[string][]byte{"r.yaml": []byte(text), "agent": agent} {
+		if err := os.WriteFile(filepath.Join(dir, name), b, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r, err := recipe.Load(filepath.Join(dir, "r.yaml"), recipe.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+// kernelPackages adds a module to the distribution of the other tests.
+func kernelPackages(t *testing.T) Options {
+	o := options(t)
+	debian := o.debian
+	o.debian = func(ctx context.Context, req packages.Request, po packages.Options) (*packages.Result, error) {
+		if req.Debian.Variant != packages.VariantExtract {
+			t.Errorf("variant %q", req.Debian.Variant)
+		}
+		res, err := debian(ctx, req, po)
+		if err != nil {
+			return nil, err
+		}
+		f, err := os.Open(res.Tar)
+		if err != nil {
+			return nil, err
+		}
+		defer f.Close()
+		info, err := f.Stat()
+		if err != nil {
+			return nil, err
+		}
+		root, err := tree.FromTar(f, info.Size())
+		if err != nil {
+			return nil, err
+		}
+		m, err := os.ReadFile("testdata/thing.ko")
+		if err != nil {
+			return nil, err
+		}
+		if err := root.Put("/usr/lib/modules/6.1.0-1/kernel/thing.ko", &tree.Inode{Mode: 0o644, Data: diskimage.Bytes(m)}); err != nil {
+			return nil, err
+		}
+		var b bytes.Buffer
+		if err := tree.WriteTar(&b, root); err != nil {
+			return nil, err
+		}
+		res.Tar = filepath.Join(t.TempDir(), "kernel.tar")
+		return res, os.WriteFile(res.Tar, b.Bytes(), 0o644)
+	}
+	return o
+}
+
+func TestEnvironmentIsTheSameTwice(t *testing.T) {
+	var digests [2]diskimage.Digest
+	for i := range digests {
+		e, err := BuildEnvironment(t.Context(), environmentRecipe(t, environmentText, program(false)), "", kernelPackages(t))
+		if err != nil {
+			t.Fatal(err)
+		}
+		uki := make([]byte, e.UKI.Size())
+		if _, err := e.UKI.ReadAt(uki, 0); err != nil {
+			t.Fatal(err)
+		}
+		if !bytes.Contains(uki, e.Initramfs) {
+			t.Error("the UKI does not hold the initramfs")
+		}
+		digests[i] = diskimage.DigestOf(uki)
+		if e.Config.Kernel != "6.1.0-1" || !slices.Equal(e.Record.Modules, []string{"thing"}) || e.Record.Agent != diskimage.DigestOf(program(false)) ||
+			len(e.Record.Packages) != 1 || e.Config.Floor != 1793491200 {
+			t.Errorf("%+v\n%+v", e.Config, e.Record)
+		}
+		if err := e.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	if digests[0] != digests[1] {
+		t.Errorf("%v and %v", digests[0], digests[1])
+	}
+}
+
+func TestEnvironmentRefusals(t *testing.T) {
+	for _, c := range []struct {
+		old, new string
+		agent    []byte
+		want     string
+	}{
+		{"", "", program(true), "dynamically linked"},
+		{"", "", []byte("#!/bin/sh\n"), "not a program of Linux"},
+		{"arch: amd64", "arch: arm64", program(false), "for EM_X86_64, the recipe is for arm64"},
+		{"[thing]", "[thing, nothing]", program(false), "r.yaml:9:26: modules.extra[1]: kernel 6.1.0-1 has no module nothing"},
+		{"jobs:", "firmware: [thing]\njobs:", program(false), `firmware[0]: no firmware for "thing"`},
+		{"jobs: insecure", "secureBoot: {key: agent, cert: agent}", program(false), "r.yaml:11:19: secureBoot.key:"},
+		{"jobs: insecure", "trust: {keys: [agent]}", program(false), "one PEM block PUBLIC KEY"},
+	} {
+		_, err := BuildEnvironment(t.Context(), environmentRecipe(t, strings.Replace(environmentText, c.old, c.new, 1), c.agent), "", kernelPackages(t))
+		if err == nil || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("got %v, want %q", err, c.want)
+		}
+	}
+}
+
+// TestUnsignedModulesAreRefusedUnderSecureBoot: the kernel would not load them.
+func TestUnsignedModulesAreRefusedUnderSecureBoot(t *testing.T) {
+	if err := signed([]*initramfs.Module{{Path: "/a.ko", Signed: true}, {Path: "/b.ko"}}); err == nil || !strings.Contains(err.Error(), "/b.ko") || strings.Contains(err.Error(), "/a.ko") {
+		t.Errorf("got %v", err)
+	}
+}
