@@ -46,7 +46,7 @@ func TestNetbootDebian(t *testing.T) {
 	begun := time.Now()
 	m.PowerOn()
 	m.Wait(bootTime, "committed and acknowledged")
-	m.Wait(bootTime, "I am lab-one, from-the-site: golden fills 8")
+	m.Wait(bootTime, "I am lab-one, from-the-site: golden fills 7")
 	first := n.state("booted")
 	t.Logf("from power on to the call home: %.0f s, emulated; fetched %.1f MiB, wrote %.1f MiB", time.Since(begun).Seconds(), mebi(first.Report.Bytes.Fetched), mebi(first.Report.Bytes.Written))
 
@@ -54,7 +54,7 @@ func TestNetbootDebian(t *testing.T) {
 	m.PowerCut() // whoever gives it power says when
 	m.PowerOn()
 	m.Wait(bootTime, "committed and acknowledged")
-	m.Wait(bootTime, "I am lab-one, from-the-site: golden, the second fills 8")
+	m.Wait(bootTime, "I am lab-one, from-the-site: golden, the second fills 7")
 	again := n.state("booted")
 	t.Logf("the second release: fetched %.2f MiB, wrote %.2f MiB", mebi(again.Report.Bytes.Fetched), mebi(again.Report.Bytes.Written))
 	if again.ID == first.ID || again.Report.Bytes.Fetched > first.Report.Bytes.Fetched/10 {
