@@ -22,6 +22,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -42,7 +43,7 @@ type Modules struct {
 	done    map[string]error
 
 	// insert puts a module into the kernel; tests have another.
-	insert func(file string) error
+	insert func(file, parameters string) error
 }
 
 type alias struct{ pattern, module string }
@@ -110,9 +111,33 @@ func (m *Modules) depLine(f []string) {
 
 func (m *Modules) aliasLine(f []string) {
 	if len(f) == 3 && f[0] == "alias" {
-		bus, _, _ := strings.Cut(f[1], ":")
-		m.aliases[bus] = append(m.aliases[bus], alias{f[1], strings.ReplaceAll(f[2], "-", "_")})
+		pattern := normal(f[1])
+		m.aliases[bus(pattern)] = append(m.aliases[bus(pattern)], alias{pattern, strings.ReplaceAll(f[2], "-", "_")})
 	}
+}
+
+// bus is what is before the colon, if it is without wildcards: "acpi*:PNP0A03:*"
+// is looked at for every device.
+func bus(s string) string {
+	i := strings.IndexAny(s, ":*?[")
+	if i < 0 || s[i] != ':' {
+		return ""
+	}
+	return s[:i]
+}
+
+// normal has _ for - but inside of sets, as libkmod's alias_normalize does.
+func normal(s string) string {
+	b, in := []byte(s), false
+	for i, c := range b {
+		switch {
+		case c == '[' || c == ']':
+			in = c == '['
+		case c == '-' && !in:
+			b[i] = '_'
+		}
+	}
+	return string(b)
 }
 
 func (m *Modules) softdepLine(f []string) {
@@ -136,10 +161,16 @@ func (m *Modules) builtinLine(f []string) { m.builtin[moduleName(f[0])] = true }
 
 // For returns the modules that a modalias asks for.
 func (m *Modules) For(modalias string) (out []string) {
-	bus, _, _ := strings.Cut(modalias, ":")
-	for _, a := range m.aliases[bus] {
-		if match(a.pattern, modalias) {
-			out = append(out, a.module)
+	modalias = normal(modalias)
+	keys := []string{bus(modalias), ""}
+	if keys[0] == "" {
+		keys = keys[:1]
+	}
+	for _, key := range keys {
+		for _, a := range m.aliases[key] {
+			if match(a.pattern, modalias) && !slices.Contains(out, a.module) {
+				out = append(out, a.module)
+			}
 		}
 	}
 	return out
@@ -231,7 +262,7 @@ func (m *Modules) load(name string, above map[string]bool) error {
 	} else {
 		file = filepath.Join(m.root, file)
 	}
-	err := m.insert(file)
+	err := m.insert(file, parameters[name])
 	if err != nil {
 		err = fmt.Errorf("%s: %w", name, err)
 	}
@@ -245,18 +276,22 @@ func (m *Modules) load(name string, above map[string]bool) error {
 // maxModule bounds a module, in bytes, plain.
 const maxModule = 256 << 20
 
+// parameters that modules get: bonding would make a bond0 of its own, in the way
+// of the one that the command line asks for.
+var parameters = map[string]string{"bonding": "max_bonds=0"}
+
 // insert hands a file to the kernel; where it is compressed, and the kernel does
 // not take it so, its plain bytes.
-func insert(file string) error {
+func insert(file, parameters string) error {
 	f, err := os.Open(file)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
 	if strings.HasSuffix(file, ".ko") {
-		err = unix.FinitModule(int(f.Fd()), "", 0)
-	} else if err = unix.FinitModule(int(f.Fd()), "", unix.MODULE_INIT_COMPRESSED_FILE); err != nil && !errors.Is(err, unix.EEXIST) {
-		err = insertPlain(f)
+		err = unix.FinitModule(int(f.Fd()), parameters, 0)
+	} else if err = unix.FinitModule(int(f.Fd()), parameters, unix.MODULE_INIT_COMPRESSED_FILE); err != nil && !errors.Is(err, unix.EEXIST) {
+		err = insertPlain(f, parameters)
 	}
 	if errors.Is(err, unix.EEXIST) {
 		return nil
@@ -264,7 +299,7 @@ func insert(file string) error {
 	return err
 }
 
-func insertPlain(f *os.File) error {
+func insertPlain(f *os.File, parameters string) error {
 	if _, err := f.Seek(0, io.SeekStart); err != nil {
 		return err
 	}
@@ -279,7 +314,7 @@ func insertPlain(f *os.File) error {
 	if len(b) > maxModule {
 		return fmt.Errorf("more than %d bytes", maxModule)
 	}
-	return unix.InitModule(b, "")
+	return unix.InitModule(b, parameters)
 }
 
 // Coldplug loads what the devices in sysfs ask for until none asks for more: a

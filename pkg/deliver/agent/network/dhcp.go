@@ -5,6 +5,7 @@ package network
 import (
 	"cmp"
 	"context"
+	"encoding/binary"
 	"errors"
 	"math/rand/v2"
 	"net"
@@ -108,7 +109,7 @@ func (n *Network) request(ctx context.Context, c *nclient4.Client, name string) 
 func modifiers() []dhcpv4.Modifier {
 	return []dhcpv4.Modifier{
 		dhcpv4.WithOption(dhcpv4.OptClassIdentifier(wire.DHCPClass)),
-		dhcpv4.WithRequestedOptions(dhcpv4.OptionSubnetMask, dhcpv4.OptionRouter, dhcpv4.OptionDomainNameServer,
+		dhcpv4.WithRequestedOptions(dhcpv4.OptionSubnetMask, dhcpv4.OptionRouter, dhcpv4.OptionDomainNameServer, dhcpv4.OptionInterfaceMTU,
 			dhcpv4.OptionNTPServers, dhcpv4.OptionVendorSpecificInformation, dhcpv4.OptionIPAddressLeaseTime),
 	}
 }
@@ -182,6 +183,11 @@ func leaseOf(name string, p *dhcpv4.DHCPv4) (Lease, error) {
 		l.Gateway = r[0]
 	}
 	l.DNS, l.NTP = addrs(p.DNS()), addrs(p.NTPServers())
+	if b := p.Options.Get(dhcpv4.OptionInterfaceMTU); len(b) == 2 {
+		if n := int(binary.BigEndian.Uint16(b)); n >= 576 && n <= 9216 {
+			l.MTU = n
+		}
+	}
 	return l, nil
 }
 

@@ -42,6 +42,7 @@ type Lease struct {
 	Gateway   netip.Addr
 	DNS       []netip.Addr
 	NTP       []netip.Addr
+	MTU       int    // 0: as the card has it
 	Server    string // URL of our server, from our vendor option
 }
 
@@ -228,6 +229,11 @@ func (n *Network) take(l Lease, valid time.Duration) error {
 	link, err := netlink.LinkByName(l.Interface)
 	if err != nil {
 		return err
+	}
+	if l.MTU > 0 && l.MTU != link.Attrs().MTU { // a tunnel below, or jumbo frames
+		if err := netlink.LinkSetMTU(link, l.MTU); err != nil {
+			n.say("%s: MTU %d: %v", l.Interface, l.MTU, err)
+		}
 	}
 	n.mu.Lock()
 	old, had := n.leases[l.Interface]

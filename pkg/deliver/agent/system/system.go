@@ -187,16 +187,25 @@ func PowerOff() error { return end(unix.LINUX_REBOOT_CMD_POWER_OFF) }
 func Kexec() error { return end(unix.LINUX_REBOOT_CMD_KEXEC) }
 
 func end(cmd int) error {
-	unix.Sync()
+	synced := make(chan struct{})
+	go func() { unix.Sync(); close(synced) }()
+	select {
+	case <-synced:
+	case <-time.After(30 * time.Second): // a disk that hangs does not keep the machine from its end
+	}
 	return unix.Reboot(cmd)
 }
 
-// Watchdog pings the machine's watchdog, where it has one, until ctx ends: a
+// Watchdog pings the machine's watchdog, as soon as it has one, until ctx ends: a
 // machine whose agent hangs restarts. How long it waits is its own setting.
 func Watchdog(ctx context.Context) {
 	f, err := os.OpenFile("/dev/watchdog", os.O_WRONLY, 0)
-	if err != nil {
-		return
+	for ; err != nil; f, err = os.OpenFile("/dev/watchdog", os.O_WRONLY, 0) { // its driver is a module
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(2 * time.Second):
+		}
 	}
 	t := time.NewTicker(5 * time.Second)
 	defer t.Stop()

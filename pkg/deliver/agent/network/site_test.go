@@ -1,0 +1,213 @@
+//go:build linux
+
+package network
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+)
+
+// TestMain is Up where the test program is started so, inside of a namespace: it
+// says what it does, line by line, until its standard input ends.
+func TestMain(m *testing.M) {
+	text, ok := os.LookupEnv("IMGPIPE_TEST_UP")
+	if !ok {
+		os.Exit(m.Run())
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	go func() { _, _ = io.Copy(io.Discard, os.Stdin); cancel() }()
+	lines := make(chan string, 64)
+	go func() {
+		for l := range lines {
+			fmt.Println(l)
+		}
+	}()
+	config, mistakes := ParseCmdline(text)
+	say := func(format string, args ...any) { lines <- fmt.Sprintf(format, args...) }
+	for _, err := range mistakes {
+		say("%v", err)
+	}
+	n, err := Up(ctx, config, say, Options{Resolv: os.Getenv("IMGPIPE_TEST_RESOLV")})
+	if err != nil {
+		fmt.Println("ended:", err)
+		os.Exit(0)
+	}
+	for _, l := range n.Leases() {
+		b, _ := json.Marshal(l)
+		say("state %s", b)
+	}
+	<-ctx.Done()
+	n.Close()
+	os.Exit(0)
+}
+
+const machineMAC = "52:54:00:aa:00:01"
+
+var sites atomic.Int64
+
+// site is a namespace with a server's side, srv0, and another with a machine's, eth0,
+// of one wire.
+type site struct {
+	t             *testing.T
+	srv, cli, dir string
+}
+
+func newSite(t *testing.T) *site {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("network namespaces need root")
+	}
+	t.Parallel()
+	n := sites.Add(1)
+	s := &site{t, fmt.Sprintf("imgpipe-agent-s%d-%d", os.Getpid(), n), fmt.Sprintf("imgpipe-agent-c%d-%d", os.Getpid(), n), t.TempDir()}
+	for _, ns := range []string{s.srv, s.cli} {
+		if out, err := exec.Command("ip", "netns", "add", ns).CombinedOutput(); err != nil {
+			t.Skipf("no network namespaces: %v %s", err, out)
+		}
+		t.Cleanup(func() { _ = exec.Command("ip", "netns", "del", ns).Run() })
+	}
+	s.wire("srv0", "eth0", machineMAC)
+	s.in(s.srv, "ip", "addr", "add", "10.79.0.1/24", "dev", "srv0")
+	return s
+}
+
+func (s *site) wire(srv, cli, mac string) {
+	s.t.Helper()
+	s.in(s.srv, "ip", "link", "add", srv, "type", "veth", "peer", "name", cli, "netns", s.cli)
+	s.in(s.srv, "ip", "link", "set", srv, "up")
+	s.in(s.cli, "ip", "link", "set", cli, "address", mac)
+}
+
+func (s *site) in(ns string, args ...string) string {
+	s.t.Helper()
+	out, err := exec.Command("ip", append([]string{"netns", "exec", ns}, args...)...).CombinedOutput()
+	if err != nil {
+		s.t.Fatalf("%v: %v\n%s", args, err, out)
+	}
+	return string(out)
+}
+
+// program starts something in a namespace, and gives its lines. It ends with the test, or
+// with stop.
+func (s *site) program(ns string, env []string, args ...string) *program {
+	s.t.Helper()
+	cmd := exec.Command("ip", append([]string{"netns", "exec", ns}, args...)...)
+	cmd.Env = append(os.Environ(), env...)
+	r, w, err := os.Pipe()
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	cmd.Stdout, cmd.Stderr = w, w
+	stdin, err := cmd.StdinPipe()
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		s.t.Fatal(err)
+	}
+	w.Close()
+	p := &program{t: s.t, cmd: cmd, stdin: stdin, lines: make(chan string, 1024)}
+	go func() {
+		for sc := bufio.NewScanner(r); sc.Scan(); {
+			p.lines <- sc.Text()
+		}
+		close(p.lines)
+		r.Close()
+	}()
+	s.t.Cleanup(p.stop)
+	return p
+}
+
+type program struct {
+	t     *testing.T
+	cmd   *exec.Cmd
+	stdin io.Closer
+	lines chan string
+	seen  []string
+	ended bool
+}
+
+func (p *program) stop() {
+	if !p.ended {
+		p.ended = true
+		p.stdin.Close()
+		_ = p.cmd.Process.Signal(os.Interrupt)
+		_ = p.cmd.Wait()
+	}
+}
+
+// expect waits for a line with a text in it.
+func (p *program) expect(text string) string {
+	p.t.Helper()
+	end := time.After(25 * time.Second)
+	for {
+		select {
+		case l, ok := <-p.lines:
+			if !ok {
+				p.t.Fatalf("it ended without %q:\n%s", text, strings.Join(p.seen, "\n"))
+			}
+			p.seen = append(p.seen, l)
+			if strings.Contains(l, text) {
+				return l
+			}
+		case <-end:
+			p.t.Fatalf("no %q in:\n%s", text, strings.Join(p.seen, "\n"))
+		}
+	}
+}
+
+// state waits until the machine is up.
+func (p *program) state() (s Lease) {
+	p.t.Helper()
+	_, text, _ := strings.Cut(p.expect("state {"), "state ")
+	if err := json.Unmarshal([]byte(text), &s); err != nil {
+		p.t.Fatal(err)
+	}
+	return s
+}
+
+func (s *site) up(cmdline string) *program {
+	s.t.Helper()
+	self, err := os.Executable()
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return s.program(s.cli, []string{"IMGPIPE_TEST_UP=" + cmdline, "IMGPIPE_TEST_RESOLV=" + s.resolv()}, self)
+}
+
+func (s *site) resolv() string { return filepath.Join(s.dir, "resolv.conf") }
+
+// dnsmasq is a real DHCP server on the server's side.
+func (s *site) dnsmasq(args ...string) *program {
+	s.t.Helper()
+	if _, err := exec.LookPath("dnsmasq"); err != nil {
+		s.t.Skip("no dnsmasq")
+	}
+	p := s.program(s.srv, nil, append([]string{"dnsmasq", "--conf-file=/dev/null", "--no-daemon", "--port=0", "--log-dhcp", "--no-ping", "--no-resolv", "--no-hosts",
+		"--user=root", "--dhcp-leasefile=" + filepath.Join(s.dir, fmt.Sprint("leases", sites.Add(1))), "--pid-file=" + filepath.Join(s.dir, "pid"), "--bind-interfaces", "--interface=srv0"}, args...)...)
+	p.expect("DHCP, ")
+	return p
+}
+
+// reaches fails unless the machine finds an address on its link.
+func (s *site) reaches(addr string) {
+	s.t.Helper()
+	for range 100 {
+		s.in(s.cli, "bash", "-c", "echo > /dev/udp/"+addr+"/9 || true")
+		if strings.Contains(s.in(s.cli, "ip", "neigh", "show", addr), "lladdr") {
+			return
+		}
+		time.Sleep(20 * time.Millisecond) // of its two seconds
+	}
+	s.t.Errorf("%s is not reached: %s", addr, s.in(s.cli, "ip", "neigh"))
+}
