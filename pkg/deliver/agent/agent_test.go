@@ -31,6 +31,7 @@ type site struct {
 	already bool
 	apply   func(ctx context.Context) (*deliver.Report, error)
 	warn    []string
+	settle  func()
 }
 
 func (s *site) note(format string, args ...any) {
@@ -93,6 +94,9 @@ func (p prepared) Plan() deliver.Summary { return deliver.Summary{} }
 func (p prepared) Close() error          { p.s.note("close"); return nil }
 func (p prepared) Settle(context.Context) []string {
 	p.s.note("settle")
+	if p.s.settle != nil {
+		p.s.settle()
+	}
 	return p.s.warn
 }
 
@@ -153,7 +157,13 @@ func TestWhatIsDone(t *testing.T) {
 			return &deliver.Report{State: deliver.StateNotBootable}, &deliver.Error{Problem: deliver.ProblemWrite, State: deliver.StateNotBootable, Err: errors.New("EIO")}
 		}}, "claim, prepare, begin, apply, close, result failed, claim", Restart, func(r wire.Result) bool { return r.Retry && r.State == "notBootable" }},
 		{"a mistake in the engine", &site{answers: []wire.Answer{deploy}, apply: func(context.Context) (*deliver.Report, error) { panic("index out of range") }},
-			"claim, prepare, begin, apply, close, result failed, claim", Restart, func(r wire.Result) bool { return strings.Contains(r.Message, "index out of range") }},
+			"claim, prepare, begin, apply, close, result failed, claim", Restart, func(r wire.Result) bool {
+				return strings.Contains(r.Message, "index out of range") && r.State == "unsure"
+			}},
+		{"a mistake in making boot entries", &site{answers: []wire.Answer{deploy}, settle: func() { panic("nil map") }}, written, Restart,
+			func(r wire.Result) bool {
+				return r.Outcome == wire.Committed && r.State == "complete" && strings.Contains(strings.Join(r.Warnings, ""), "nil map")
+			}},
 		{"cancelled while it writes", &site{answers: []wire.Answer{deploy}, cancel: true, apply: func(ctx context.Context) (*deliver.Report, error) {
 			<-ctx.Done()
 			return nil, &deliver.Error{Problem: deliver.ProblemInterrupted, State: deliver.StateNotBootable, Err: ctx.Err()}

@@ -101,6 +101,7 @@ func (a *Agent) attempt(r *reporter, job *wire.Job, progress *deliver.Progress) 
 		return failed(fmt.Errorf("begin: %w", err))
 	}
 	r.tell("write", "started", "%s: %v; the first byte goes out %.1f s after the kernel started", disk.Name, plan, a.Uptime().Seconds())
+	result.State = string(deliver.StateUnsure) // until Apply says more, or if it cannot
 	report, err := prepared.Apply(r.ctx)
 	if report != nil {
 		result.State = string(report.State)
@@ -114,13 +115,23 @@ func (a *Agent) attempt(r *reporter, job *wire.Job, progress *deliver.Progress) 
 	r.tell("commit", "done", "%s is bootable, and holds the verified image", disk.Name)
 	result.Outcome = wire.Committed
 	// Nothing that goes wrong from here on undoes the commit.
-	if result.Warnings = prepared.Settle(context.WithoutCancel(r.ctx)); len(result.Warnings) == 0 {
+	if result.Warnings = settle(context.WithoutCancel(r.ctx), prepared); len(result.Warnings) == 0 {
 		r.tell("efi", "done", "boot entries")
 	}
 	for _, w := range result.Warnings {
 		r.tell("efi", "warning", "%s", w)
 	}
 	return result
+}
+
+// settle is Prepared's, of which a mistake is a warning, too.
+func settle(ctx context.Context, p Prepared) (warnings []string) {
+	defer func() {
+		if r := recover(); r != nil {
+			warnings = append(warnings, fmt.Sprintf("boot entries: this is a mistake in the agent: %v", r))
+		}
+	}()
+	return p.Settle(ctx)
 }
 
 // prepare is the installer's, repeated for a while where what stops it may pass.
