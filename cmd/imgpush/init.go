@@ -57,6 +57,19 @@ func runInit() {
 
 func (p *pid1) say(format string, args ...any) { p.console.Say(format, args...) }
 
+// beside starts work that goes on beside the agent. A mistake in it ends it, and
+// not the machine.
+func (p *pid1) beside(work func()) {
+	go func() {
+		defer func() {
+			if r := recover(); r != nil {
+				p.say("this is a mistake in the agent: %v", r)
+			}
+		}()
+		work()
+	}()
+}
+
 // guarded runs the agent. Whatever goes wrong in it does not end PID 1.
 func (p *pid1) guarded() (ending agent.Ending) {
 	defer func() {
@@ -100,8 +113,8 @@ func (p *pid1) end(e agent.Ending) {
 // run is the way from the kernel to the server's word how the machine goes on.
 func (p *pid1) run(ctx context.Context) (agent.Ending, error) {
 	p.say("imgpipe agent %s, process 1", agentVersion())
-	go p.console.Kernel(ctx)
-	go system.Watchdog(ctx)
+	p.beside(func() { p.console.Kernel(ctx) })
+	p.beside(func() { system.Watchdog(ctx) })
 	if err := p.believe(); err != nil {
 		return "", err
 	}
@@ -171,12 +184,12 @@ func (p *pid1) hardware(ctx context.Context) {
 		}
 	}
 	system.MountVariables(p.say)
-	go func() { // what is plugged in later, or found late, is driven, too
+	p.beside(func() { // what is plugged in later, or found late, is driven, too
 		for ctx.Err() == nil {
 			time.Sleep(2 * time.Second)
 			m.Coldplug(ctx, p.say)
 		}
-	}()
+	})
 	p.say("%d modules loaded", n)
 }
 
@@ -229,7 +242,7 @@ func (p *pid1) rescue(ctx context.Context) func(keys []string) {
 		ctx, cancel := context.WithCancel(ctx)
 		done := make(chan struct{})
 		stop = func() { cancel(); <-done }
-		go func() {
+		p.beside(func() {
 			defer close(done)
 			err := rescue.Serve(ctx, l, keys, rescue.Machine{
 				Say: func(line string) { p.say("%s", line) }, Console: func() string { return p.console.Tail(wire.MaxLog) },
@@ -238,7 +251,7 @@ func (p *pid1) rescue(ctx context.Context) func(keys []string) {
 			if err != nil {
 				p.say("rescue: %v", err)
 			}
-		}()
+		})
 	}
 }
 
@@ -266,7 +279,7 @@ func (p *pid1) serve(ctx context.Context, booted string) (agent.Ending, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	p.contact.Store(int64(system.Uptime()))
-	go p.lonely(ctx, cancel)
+	p.beside(func() { p.lonely(ctx, cancel) })
 	a := &agent.Agent{
 		Server:    heard{client, &p.contact},
 		Installer: &install.Installer{Open: opener{client, t}.open, Architecture: runtime.GOARCH, Entries: entries, Memory: func() int64 { return machine.System{}.Memory("MemAvailable") }},

@@ -81,6 +81,11 @@ func (r *reporter) plan(p deliver.Summary) {
 // run sends until it is told to quit.
 func (r *reporter) run(ctx context.Context) {
 	defer close(r.done)
+	defer func() {
+		if p := recover(); p != nil { // an attempt that nobody hears of is ended
+			r.cancel(fmt.Errorf("this is a mistake in the agent: %v", p))
+		}
+	}()
 	ticker := time.NewTicker(r.a.Beat)
 	defer ticker.Stop()
 	for {
