@@ -80,9 +80,6 @@ func New(t testing.TB, o Options) *Lab {
 	return l
 }
 
-// Namespace is the name of the network namespace.
-func (l *Lab) Namespace() string { return l.ns }
-
 func (l *Lab) must(args ...string) string {
 	l.t.Helper()
 	out, err := exec.Command(args[0], args[1:]...).CombinedOutput()
@@ -151,9 +148,6 @@ func (p *Process) Stop() error {
 	}
 	return p.err
 }
-
-// Signal sends a signal.
-func (p *Process) Signal(s os.Signal) error { return p.cmd.Process.Signal(s) }
 
 // Wait waits until all texts have appeared, in any order, behind what an
 // earlier Wait found; the test fails if they do not in time.
