@@ -26,7 +26,6 @@ import (
 
 	"github.com/imgpipe/imgpipe/pkg/diskimage"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/boot/authenticode"
-	"github.com/imgpipe/imgpipe/pkg/diskimage/customize"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/packages"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/recipe"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/tree"
@@ -78,6 +77,7 @@ type Record struct {
 	RootSize  int64              `json:"rootSize"` // bytes
 	Kernel    string             `json:"kernel"`   // version
 	Steps     []StepTime         `json:"steps"`
+	Keys      []StepKey          `json:"keys,omitempty"` // of the steps that make the tree
 
 	SecureBoot string `json:"secureBoot,omitempty"` // SHA-256 of the certificate that the UKI is signed by
 
@@ -106,15 +106,7 @@ func (im *Image) Close() error {
 func Build(ctx context.Context, r *recipe.Recipe, o Options) (*Image, error) {
 	im := &Image{made: made{recipe: r}}
 	b := &builder{recipe: r, options: o, image: im}
-	for _, step := range []struct {
-		name string
-		run  func(context.Context) error
-	}{
-		{"packages", b.packages},
-		{"tree", b.customize},
-		{"boot", b.boot},
-		{"layout", b.layout},
-	} {
+	for _, step := range b.steps() {
 		if err := b.step(ctx, step.name, step.run); err != nil {
 			return nil, errors.Join(err, im.Close())
 		}
@@ -129,8 +121,9 @@ type builder struct {
 	image   *Image
 	current string
 
-	tree *tree.Tree  // of the root and of what is mounted below it
-	uki  *tree.Inode // the EFI program that boots the image
+	tree *tree.Tree       // of the root and of what is mounted below it
+	key  diskimage.Digest // what decides tree as it is now; see next
+	uki  *tree.Inode      // the EFI program that boots the image
 }
 
 func (b *builder) step(ctx context.Context, name string, run func(context.Context) error) error {
@@ -154,9 +147,6 @@ func (b *builder) say(note string) {
 	}
 }
 
-// packages runs the package manager, or finds what it made before.
-func (b *builder) packages(ctx context.Context) error { return b.debian(ctx, *b.recipe.Base.Debian) }
-
 // debian has the recipe's packages brought from a base.
 func (b *builder) debian(ctx context.Context, base recipe.DebianBase) error {
 	r, debian := b.recipe, b.options.debian
@@ -173,6 +163,7 @@ func (b *builder) debian(ctx context.Context, base recipe.DebianBase) error {
 		return b.locate(err)
 	}
 	b.image.made.packages = res
+	b.next("packages", StepInput{"packages", res.Key})
 	rec := &b.image.Record
 	rec.Packages, rec.Sources, rec.FromCache = res.Packages, res.Sources, res.FromCache
 	if !res.FromCache {
@@ -243,20 +234,4 @@ func (b *builder) packageEvent(e packages.Event) {
 		note += fmt.Sprintf(" %d of %d", e.Done, e.Total)
 	}
 	b.say(strings.TrimSpace(note + " " + e.Item))
-}
-
-// customize turns the package manager's tree into the recipe's.
-func (b *builder) customize(context.Context) error {
-	if err := packages.Golden(b.tree, b.recipe.Epoch); err != nil {
-		return err
-	}
-	if err := customize.Apply(b.tree, b.recipe); err != nil {
-		return err
-	}
-	if !b.options.Evidence {
-		return nil
-	}
-	var err error
-	b.image.made.sources, err = listSources(b.recipe)
-	return err
 }
