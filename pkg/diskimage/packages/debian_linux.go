@@ -69,6 +69,20 @@ func Debian(ctx context.Context, req Request, o Options) (*Result, error) {
 	return res, nil
 }
 
+// Cached returns the tree that a request last led to, nil where the cache has none.
+// It needs neither rights nor network.
+func Cached(ctx context.Context, req Request, o Options) (*Result, error) {
+	r, err := newRun(ctx, req, o)
+	if err != nil {
+		return nil, fmt.Errorf("debian: %w", err)
+	}
+	res := r.cache.last(r.request)
+	if res != nil {
+		res.FromCache = true
+	}
+	return res, nil
+}
+
 // run is one call of Debian.
 type run struct {
 	Options
