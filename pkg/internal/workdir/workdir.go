@@ -13,12 +13,14 @@ package workdir
 
 import (
 	"bufio"
+	"context"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -123,4 +125,24 @@ func Left(parent, prefix string, remove func(dir string)) {
 		}
 		f.Close()
 	}
+}
+
+// Wait takes the flock of a file, which it makes, waiting for other processes. The
+// file stays, since removing it would let two processes hold two locks of one name.
+func Wait(ctx context.Context, name string) (*os.File, error) {
+	if err := os.MkdirAll(filepath.Dir(name), 0o755); err != nil {
+		return nil, err
+	}
+	f, err := os.OpenFile(name, os.O_CREATE|os.O_RDWR, 0o644)
+	if err != nil {
+		return nil, err
+	}
+	for !Flock(f) {
+		select {
+		case <-ctx.Done():
+			return nil, errors.Join(ctx.Err(), f.Close())
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+	return f, nil
 }
