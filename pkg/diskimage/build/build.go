@@ -41,7 +41,9 @@ type Options struct {
 	Progress func(Event)      // called in order; nil for none
 	Now      func() time.Time // for Record.Steps
 	Evidence bool             // Contents and Origin of the Image will be asked for
-	Program  string           // what runs this, as exactly as it can be said: part of the steps' keys
+	// Fetch brings an entry of the cache from elsewhere where it can; nil is nowhere.
+	Fetch   func(ctx context.Context, entry string)
+	Program string // what runs this, as exactly as it can be said: part of the steps' keys
 	// PolicyFiles checks the policy at path, and returns what it names by file: of
 	// an environment with a policy. nil is none.
 	PolicyFiles func(path string, text []byte) (map[string]string, error)
@@ -64,8 +66,11 @@ type Image struct {
 	Disk   diskimage.Disk
 	Table  *diskimage.Table
 	Record Record
-	files  []*os.File
-	made   made
+
+	Entries []string // of the cache, KIND/KEY, that the build used or made and others could use
+
+	files []*os.File
+	made  made
 }
 
 // Record is what went into an image, and what it took.
@@ -168,6 +173,7 @@ func (b *builder) debian(ctx context.Context, base recipe.DebianBase) error {
 		}
 		b.image.made.packages = res
 	}
+	b.image.Entries = append(b.image.Entries, res.Entries...)
 	rec := &b.image.Record
 	rec.Packages, rec.Sources, rec.FromCache = res.Packages, res.Sources, res.FromCache
 	if !res.FromCache {
@@ -198,7 +204,7 @@ func (b *builder) packageRequest(base recipe.DebianBase) packages.Request {
 func (b *builder) packageOptions() packages.Options {
 	o := b.options
 	return packages.Options{
-		CacheDir: o.CacheDir, WorkDir: o.WorkDir, Refresh: o.Refresh, Env: o.Env, Log: o.Log, Now: o.Now, Progress: b.packageEvent,
+		CacheDir: o.CacheDir, WorkDir: o.WorkDir, Refresh: o.Refresh, Env: o.Env, Log: o.Log, Now: o.Now, Progress: b.packageEvent, Fetch: o.Fetch,
 	}
 }
 
