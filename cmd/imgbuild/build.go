@@ -53,7 +53,7 @@ with imgpush as /init, and both in one EFI program (docs/environment.md).
 			&cli.StringFlag{Name: "scratch", Usage: "`DIR` for the package manager's root", DefaultText: "memory where there is enough"},
 			&cli.IntFlag{Name: "workers", Usage: "compress with `N` workers; the result is the same", DefaultText: "one a processor"},
 			&cli.StringFlag{Name: "level", Usage: "compression `LEVEL`: fastest, default, better, best", Value: oci.DefaultLevel.String()},
-		}, slices.Concat(secureBootFlags, evidenceFlags)...),
+		}, slices.Concat(secureBootFlags, evidenceFlags, refs.Flags())...),
 		Action: runBuild,
 	}
 }
@@ -134,10 +134,10 @@ func runBuild(c *cli.Context) (err error) {
 	image, err := build.Build(c.Context, r, build.Options{
 		CacheDir: cache, WorkDir: c.String("scratch"), Refresh: c.Bool("refresh"),
 		Env: proxies(), Progress: steps.event, Now: time.Now, Evidence: wantsEvidence(c),
-		SecureBoot: efiSigner,
+		SecureBoot: efiSigner, Bases: bases(c),
 	})
 	if err != nil {
-		return recipeError(err)
+		return recipeError(baseError(err))
 	}
 	defer func() { err = errors.Join(err, image.Close()) }()
 

@@ -76,3 +76,6 @@ func Dir(name string, epoch time.Time) (*Base, error) {
 	}
 	return &Base{Tree: t, Digest: diskimage.Digest(h.Sum(nil))}, nil
 }
+
+// Scratch returns an empty tree.
+func Scratch() *Base { return &Base{Tree: tree.New()} }

@@ -18,21 +18,26 @@ type step struct {
 
 // steps lists what makes the image, in order (docs/build.md).
 func (b *builder) steps() []step {
-	out := []step{{"packages", b.base}}
+	return append(b.treeSteps(), step{"boot", b.boot}, step{"layout", b.layout})
+}
+
+// treeSteps lists what makes the tree that the image boots.
+func (b *builder) treeSteps() []step {
+	var out []step
+	if from := b.recipe.Base.Debian; from != nil {
+		out = append(out, step{"packages", func(ctx context.Context) error { return b.debian(ctx, *from) }})
+	} else {
+		out = append(out, step{"base", b.base})
+		if len(b.recipe.Packages) > 0 {
+			out = append(out, step{"packages", b.packages})
+		}
+	}
 	out = append(out, b.runs("packages")...)
 	out = append(out, step{"tree", b.customize})
 	if files := b.runs("files"); len(files) > 0 {
 		out = append(append(out, files...), step{"clean", b.clean})
 	}
-	return append(out, step{"boot", b.boot}, step{"layout", b.layout})
-}
-
-// base brings the tree that the recipe starts from, with its packages.
-func (b *builder) base(ctx context.Context) error {
-	if base := b.recipe.Base.Debian; base != nil {
-		return b.debian(ctx, *base)
-	}
-	return b.recipe.Errorf("base", "this base is not supported yet")
+	return out
 }
 
 // runs returns the recipe's own steps that come after packages or files.
@@ -85,8 +90,12 @@ func (b *builder) next(step string, inputs ...StepInput) diskimage.Digest {
 	return b.key
 }
 
-// customize turns the package manager's tree into the recipe's.
+// customize turns the base's tree into the recipe's.
 func (b *builder) customize(context.Context) error {
+	m := &b.image.made
+	if b.options.Evidence && (m.installed == nil || len(b.recipe.Packages) > 0) {
+		m.installed = b.tree.Clone()
+	}
 	if err := packages.Golden(b.tree, b.recipe.Epoch); err != nil {
 		return err
 	}
@@ -96,8 +105,8 @@ func (b *builder) customize(context.Context) error {
 	if !b.options.Evidence {
 		return nil
 	}
-	var err error
-	b.image.made.sources, err = listSources(b.recipe)
+	sources, err := listSources(b.recipe)
+	m.sources = append(m.sources, sources...)
 	return err
 }
 
