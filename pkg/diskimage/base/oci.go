@@ -36,7 +36,10 @@ type Layer struct {
 // MaxUnpacked bounds what the layers of an image, or a tar, hold unpacked, in bytes.
 const MaxUnpacked = 64 << 30
 
-const fetchers = 3 // layers at a time
+const (
+	fetchers = 3 // layers at a time
+	tries    = 2 // of a layer whose bytes are wrong: there may be mirrors
+)
 
 // OCI returns the tree of a container image: its layers, one over another.
 // Memory: what decompression needs (package decompress) for three layers, and
@@ -81,7 +84,12 @@ func (im Image) unpack(ctx context.Context, o Options) (map[diskimage.Digest]*fi
 	for n, i := range first {
 		g.Go(func() (err error) {
 			l := im.Layers[i]
-			opened[n], err = s.get(l.DiffID, func(w io.Writer) error { return l.unpack(ctx, w, room) })
+			for range tries {
+				opened[n], err = s.get(l.DiffID, func(w io.Writer) error { return l.unpack(ctx, w, room) })
+				if !errors.Is(err, ErrDigest) {
+					break
+				}
+			}
 			if err != nil {
 				return fmt.Errorf("layer %d of %d (%v): %w", i+1, len(im.Layers), l.Digest, err)
 			}
