@@ -144,7 +144,8 @@ func TestFoldersAndNothing(t *testing.T) {
 	root := map[string]string{"boot/vmlinuz-1": string(program), "boot/initrd.img-1": "i", stub[1:]: string(program), "etc/os-release": "ID=x\n",
 		"etc/passwd": "root:x:0:0:root:/root:/bin/sh\n", "etc/group": "root:x:0:\n", "etc/shadow": "root:*:1::::::\n", "usr/share/zoneinfo/Etc/UTC": "TZif",
 		"usr/lib/locale/C.utf8/LC_CTYPE": "x", "bin/sh": "sh"}
-	files := map[string]string{"recipe.yaml": with("{dir: {path: root}}"), "nothing.yaml": with("{scratch: {}}")}
+	files := map[string]string{"recipe.yaml": with("{dir: {path: root}}"), "less.yaml": with("{scratch: {}}"),
+		"nothing.yaml": strings.Replace(with("{scratch: {}}"), "files:\n", "files:\n  - {path: /boot, source: root/boot}\n  - {path: /usr, source: root/usr}\n  - {path: /etc/os-release, source: root/etc/os-release}\n", 1)}
 	for name, text := range root {
 		files["root/"+name] = text
 	}
@@ -162,9 +163,13 @@ func TestFoldersAndNothing(t *testing.T) {
 	if sum != diskSum(t, again.Disk) || one.Record.Keys[0].Key != again.Record.Keys[0].Key {
 		t.Error("another checkout makes another disk")
 	}
-	_, err = Build(t.Context(), loadFile(t, filepath.Join(dir, "nothing.yaml")), options(t))
-	if err == nil || !strings.Contains(err.Error(), "UTC") { // the first thing that a recipe wants of a tree
-		t.Errorf("an image of nothing: %v", err)
+	nothing := make1(t, loadFile(t, filepath.Join(dir, "nothing.yaml")), options(t))
+	if got := file(t, nothing, diskimage.RoleRoot, "/etc/motd"); got != "golden\n" || nothing.Record.Kernel != "1" {
+		t.Errorf("of nothing: motd %q, kernel %s", got, nothing.Record.Kernel)
+	}
+	_, err = Build(t.Context(), loadFile(t, filepath.Join(dir, "less.yaml")), options(t))
+	if err == nil || !strings.Contains(err.Error(), "the image has no kernel") {
+		t.Errorf("of less: %v", err)
 	}
 }
 
