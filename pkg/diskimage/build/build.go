@@ -50,12 +50,14 @@ type Options struct {
 
 	SecureBoot *authenticode.Signer // signs the UKI; nil leaves it unsigned
 
+	Bases Bases // opens what bases refer to
+
 	debian func(context.Context, packages.Request, packages.Options) (*packages.Result, error) // for tests; nil is packages.Debian
 }
 
 // Event tells how a build goes on: the step that runs, or that it ended.
 type Event struct {
-	Step  string // packages, tree, boot, layout
+	Step  string // packages or base, tree, boot, layout, and the recipe's own
 	Note  string // what is being done, in a few words
 	Ended bool
 	Err   error // with Ended
@@ -69,12 +71,14 @@ type Image struct {
 
 	Entries []string // of the cache, KIND/KEY, that the build used or made and others could use
 
-	files []*os.File
-	made  made
+	files  []io.Closer
+	closed bool
+	made   made
 }
 
 // Record is what went into an image, and what it took.
 type Record struct {
+	Base      *BaseRecord        `json:"base,omitempty"` // if that is not Debian's packages
 	Packages  []packages.Package `json:"packages,omitempty"`
 	Sources   []packages.Source  `json:"sources,omitempty"`
 	FromCache bool               `json:"packagesFromCache"`
@@ -99,12 +103,12 @@ type StepTime struct {
 // Close lets go of the inputs.
 func (im *Image) Close() error {
 	var first error
-	for _, f := range im.files {
+	for _, f := range slices.Backward(im.files) { // what a base reads from was opened before it
 		if err := f.Close(); err != nil && first == nil {
 			first = err
 		}
 	}
-	im.files = nil
+	im.files, im.closed = nil, true
 	return first
 }
 
@@ -113,13 +117,7 @@ func Build(ctx context.Context, r *recipe.Recipe, o Options) (*Image, error) {
 	im := &Image{made: made{recipe: r}}
 	b := &builder{recipe: r, options: o, image: im}
 	for _, s := range b.steps() {
-		known, err := b.extend(ctx, s)
-		if err == nil {
-			err = b.step(ctx, s.name, s.run)
-		}
-		if err == nil && !known {
-			_, err = b.extend(ctx, s)
-		}
+		err := b.through(ctx, s, func(ctx context.Context) error { return b.step(ctx, s.name, s.run) })
 		if err != nil {
 			return nil, errors.Join(err, im.Close())
 		}
@@ -133,9 +131,11 @@ type builder struct {
 	options Options
 	image   *Image
 	current string
+	chain   []string // of recipes that stand upon each other, down to this one; nil is just this one
 
 	tree *tree.Tree       // of the root and of what is mounted below it
 	key  diskimage.Digest // what decides tree as it is now; see extend
+	from []StepInput      // what the base is, once it is known
 	uki  *tree.Inode      // the EFI program that boots the image
 }
 
@@ -190,9 +190,6 @@ func (b *builder) debian(ctx context.Context, base recipe.DebianBase) error {
 	}
 	if b.tree, err = tree.FromTar(f, info.Size()); err != nil {
 		return fmt.Errorf("%s: %w", res.Tar, err)
-	}
-	if b.options.Evidence {
-		b.image.made.installed = b.tree.Clone()
 	}
 	return nil
 }
