@@ -58,7 +58,7 @@ with imgpush as /init, and both in one EFI program (docs/environment.md).
 			&cli.StringFlag{Name: "scratch", Usage: "`DIR` for the package manager's root", DefaultText: "memory where there is enough"},
 			&cli.IntFlag{Name: "workers", Usage: "compress with `N` workers; the result is the same", DefaultText: "one a processor"},
 			&cli.StringFlag{Name: "level", Usage: "compression `LEVEL`: fastest, default, better, best", Value: oci.DefaultLevel.String()},
-		}, slices.Concat(secureBootFlags, evidenceFlags, refs.Flags())...),
+		}, slices.Concat(stepFlags, secureBootFlags, evidenceFlags, refs.Flags())...),
 		Action: runBuild,
 	}
 }
@@ -140,6 +140,9 @@ func runBuild(c *cli.Context) (err error) {
 		CacheDir: cache, WorkDir: c.String("scratch"), Refresh: c.Bool("refresh"),
 		Env: proxies(), Progress: steps.event, Now: time.Now, Evidence: wantsEvidence(c),
 		SecureBoot: efiSigner, Bases: bases(c),
+	}
+	if err := stepOptions(c, &options); err != nil {
+		return err
 	}
 	memory, err := remember(c, cache, r)
 	if err != nil {

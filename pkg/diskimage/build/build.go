@@ -28,6 +28,7 @@ import (
 	"github.com/imgpipe/imgpipe/pkg/diskimage/boot/authenticode"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/packages"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/recipe"
+	"github.com/imgpipe/imgpipe/pkg/diskimage/sandbox"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/tree"
 )
 
@@ -42,8 +43,10 @@ type Options struct {
 	Now      func() time.Time // for Record.Steps
 	Evidence bool             // Contents and Origin of the Image will be asked for
 	// Fetch brings an entry of the cache from elsewhere where it can; nil is nowhere.
-	Fetch   func(ctx context.Context, entry string)
-	Program string // what runs this, as exactly as it can be said: part of the steps' keys
+	Fetch    func(ctx context.Context, entry string)
+	Secrets  map[string][]byte // for run steps, by name: they never reach the image
+	Terminal *os.File          // where a run step that fails opens a shell; nil for none
+	Program  string            // what runs this, as exactly as it can be said: part of the steps' keys
 	// PolicyFiles checks the policy at path, and returns what it names by file: of
 	// an environment with a policy. nil is none.
 	PolicyFiles func(path string, text []byte) (map[string]string, error)
@@ -116,13 +119,25 @@ func (im *Image) Close() error {
 func Build(ctx context.Context, r *recipe.Recipe, o Options) (*Image, error) {
 	im := &Image{made: made{recipe: r}}
 	b := &builder{recipe: r, options: o, image: im}
+	if err := b.build(ctx); err != nil {
+		return nil, errors.Join(err, im.Close())
+	}
+	return im, nil
+}
+
+func (b *builder) build(ctx context.Context) (err error) {
+	defer func() {
+		if b.box != nil {
+			err = errors.Join(err, b.box.Close())
+		}
+	}()
 	for _, s := range b.steps() {
 		err := b.through(ctx, s, func(ctx context.Context) error { return b.step(ctx, s.name, s.run) })
 		if err != nil {
-			return nil, errors.Join(err, im.Close())
+			return err
 		}
 	}
-	return im, nil
+	return nil
 }
 
 // builder carries a build from step to step.
@@ -137,6 +152,11 @@ type builder struct {
 	key  diskimage.Digest // what decides tree as it is now; see extend
 	from []StepInput      // what the base is, once it is known
 	uki  *tree.Inode      // the EFI program that boots the image
+
+	box        *sandbox.Sandbox // nil before the first step that runs
+	layers     map[string]layer // by step
+	isGolden   bool             // tree has nothing of one machine
+	customized *tree.Tree       // before the steps that come after files
 }
 
 func (b *builder) step(ctx context.Context, name string, run func(context.Context) error) error {

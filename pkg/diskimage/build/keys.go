@@ -175,6 +175,19 @@ func (b *builder) parts(keys ...string) ([]StepInput, error) {
 	return out, nil
 }
 
+// item returns the digest of one item of a list of the resolved recipe.
+func (b *builder) item(key string, i int) (diskimage.Digest, error) {
+	var m map[string]json.RawMessage
+	if err := json.Unmarshal(b.recipe.Canonical(), &m); err != nil {
+		return diskimage.Digest{}, err
+	}
+	var items []json.RawMessage
+	if err := json.Unmarshal(m[key], &items); err != nil {
+		return diskimage.Digest{}, err
+	}
+	return diskimage.DigestOf(items[i]), nil
+}
+
 func digestOf(texts []string) diskimage.Digest {
 	b, err := json.Marshal(texts)
 	if err != nil {

@@ -62,21 +62,6 @@ func (b *builder) debianInputs(ctx context.Context) ([]StepInput, error) {
 	return nil, errUnknown
 }
 
-// runs returns the recipe's own steps that come after packages or files.
-func (b *builder) runs(after string) (out []step) {
-	for i, r := range b.recipe.Run {
-		if r.After == after {
-			out = append(out, step{"run " + r.Name, nil, func(ctx context.Context) error { return b.runStep(ctx, i) }})
-		}
-	}
-	return out
-}
-
-// runStep runs the recipe's step i in the tree.
-func (b *builder) runStep(_ context.Context, i int) error {
-	return b.recipe.Errorf("run", "step %s: not supported yet", b.recipe.Run[i].Name)
-}
-
 // customize turns the base's tree into the recipe's.
 func (b *builder) customize(context.Context) error {
 	m := &b.image.made
@@ -89,15 +74,11 @@ func (b *builder) customize(context.Context) error {
 	if err := customize.Apply(b.tree, b.recipe); err != nil {
 		return err
 	}
+	b.isGolden, b.customized = true, b.tree.Clone()
 	if !b.options.Evidence {
 		return nil
 	}
 	sources, err := listSources(b.recipe)
 	m.sources = append(m.sources, sources...)
 	return err
-}
-
-// clean takes out of the tree what steps may have left of the machine that they ran on.
-func (b *builder) clean(context.Context) error {
-	return packages.Golden(b.tree, b.recipe.Epoch)
 }
