@@ -86,4 +86,3 @@ func inSet(set string, c byte) bool {
 	}
 	return false
 }
-
