@@ -22,6 +22,9 @@ var efiPrograms = map[string]string{"amd64": "/EFI/BOOT/BOOTX64.EFI", "arm64": "
 // takes both out of the tree: they are in the UKI.
 func (b *builder) boot(context.Context) error {
 	r := b.recipe
+	if err := b.initramfs(); err != nil {
+		return err
+	}
 	k, err := boot.Find(b.tree, r.Arch)
 	if err != nil {
 		return err

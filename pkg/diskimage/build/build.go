@@ -155,6 +155,7 @@ func (b *builder) debian(ctx context.Context, base recipe.DebianBase) error {
 	}
 	res, err := debian(ctx, packages.Request{
 		Debian: base, Arch: r.Arch, Packages: r.Packages, Epoch: r.Epoch,
+		NoInitramfs: r.Boot.Initramfs == initramfsNative,
 	}, packages.Options{
 		CacheDir: b.options.CacheDir, WorkDir: b.options.WorkDir, Refresh: b.options.Refresh,
 		Env: b.options.Env, Log: b.options.Log, Now: b.options.Now, Progress: b.packageEvent,
