@@ -41,6 +41,9 @@ type Options struct {
 	Progress func(Event)      // called in order; nil for none
 	Now      func() time.Time // for Record.Steps
 	Evidence bool             // Contents and Origin of the Image will be asked for
+	// Fetch brings an entry of the cache from elsewhere where it can; nil is nowhere.
+	Fetch   func(ctx context.Context, entry string)
+	Program string // what runs this, as exactly as it can be said: part of the steps' keys
 	// PolicyFiles checks the policy at path, and returns what it names by file: of
 	// an environment with a policy. nil is none.
 	PolicyFiles func(path string, text []byte) (map[string]string, error)
@@ -63,8 +66,11 @@ type Image struct {
 	Disk   diskimage.Disk
 	Table  *diskimage.Table
 	Record Record
-	files  []*os.File
-	made   made
+
+	Entries []string // of the cache, KIND/KEY, that the build used or made and others could use
+
+	files []*os.File
+	made  made
 }
 
 // Record is what went into an image, and what it took.
@@ -106,8 +112,15 @@ func (im *Image) Close() error {
 func Build(ctx context.Context, r *recipe.Recipe, o Options) (*Image, error) {
 	im := &Image{made: made{recipe: r}}
 	b := &builder{recipe: r, options: o, image: im}
-	for _, step := range b.steps() {
-		if err := b.step(ctx, step.name, step.run); err != nil {
+	for _, s := range b.steps() {
+		known, err := b.extend(ctx, s)
+		if err == nil {
+			err = b.step(ctx, s.name, s.run)
+		}
+		if err == nil && !known {
+			_, err = b.extend(ctx, s)
+		}
+		if err != nil {
 			return nil, errors.Join(err, im.Close())
 		}
 	}
@@ -122,7 +135,7 @@ type builder struct {
 	current string
 
 	tree *tree.Tree       // of the root and of what is mounted below it
-	key  diskimage.Digest // what decides tree as it is now; see next
+	key  diskimage.Digest // what decides tree as it is now; see extend
 	uki  *tree.Inode      // the EFI program that boots the image
 }
 
@@ -149,22 +162,18 @@ func (b *builder) say(note string) {
 
 // debian has the recipe's packages brought from a base.
 func (b *builder) debian(ctx context.Context, base recipe.DebianBase) error {
-	r, debian := b.recipe, b.options.debian
+	debian, res := b.options.debian, b.image.made.packages
 	if debian == nil {
 		debian = packages.Debian
 	}
-	res, err := debian(ctx, packages.Request{
-		Debian: base, Arch: r.Arch, Packages: r.Packages, Epoch: r.Epoch,
-		NoInitramfs: r.Boot.Initramfs == initramfsNative,
-	}, packages.Options{
-		CacheDir: b.options.CacheDir, WorkDir: b.options.WorkDir, Refresh: b.options.Refresh,
-		Env: b.options.Env, Log: b.options.Log, Now: b.options.Now, Progress: b.packageEvent,
-	})
-	if err != nil {
-		return b.locate(err)
+	if res == nil {
+		var err error
+		if res, err = debian(ctx, b.packageRequest(base), b.packageOptions()); err != nil {
+			return b.locate(err)
+		}
+		b.image.made.packages = res
 	}
-	b.image.made.packages = res
-	b.next("packages", StepInput{"packages", res.Key})
+	b.image.Entries = append(b.image.Entries, res.Entries...)
 	rec := &b.image.Record
 	rec.Packages, rec.Sources, rec.FromCache = res.Packages, res.Sources, res.FromCache
 	if !res.FromCache {
@@ -186,6 +195,18 @@ func (b *builder) debian(ctx context.Context, base recipe.DebianBase) error {
 		b.image.made.installed = b.tree.Clone()
 	}
 	return nil
+}
+
+func (b *builder) packageRequest(base recipe.DebianBase) packages.Request {
+	return packages.Request{Debian: base, Arch: b.recipe.Arch, Packages: b.recipe.Packages, Epoch: b.recipe.Epoch,
+		NoInitramfs: b.recipe.Boot.Initramfs == initramfsNative}
+}
+
+func (b *builder) packageOptions() packages.Options {
+	o := b.options
+	return packages.Options{
+		CacheDir: o.CacheDir, WorkDir: o.WorkDir, Refresh: o.Refresh, Env: o.Env, Log: o.Log, Now: o.Now, Progress: b.packageEvent, Fetch: o.Fetch,
+	}
 }
 
 // locate gives each package that the archive does not have its place in the

@@ -43,8 +43,20 @@ func (b *builder) initramfs() error {
 		return err
 	}
 	b.say(fmt.Sprintf("initramfs with %d modules of kernel %s", len(modules), found.Version))
-	b.next("initramfs", StepInput{"init", diskimage.DigestOf(program)})
 	return b.tree.Put("/boot/initrd.img-"+found.Version, &tree.Inode{Mode: 0o600, MTime: r.Epoch, Data: diskimage.Bytes(image)})
+}
+
+// initramfsInputs is the init of a native initramfs, and what says what it mounts.
+func (b *builder) initramfsInputs() ([]StepInput, error) {
+	if b.recipe.Boot.Initramfs != initramfsNative {
+		return nil, nil
+	}
+	program, err := initprogram.Program(b.recipe.Arch)
+	if err != nil {
+		return nil, err
+	}
+	in, err := b.parts("name", "flavour", "epoch", "disk")
+	return append(in, StepInput{"init", diskimage.DigestOf(program)}), err
 }
 
 // mountModules are those that mounting a recipe's partitions takes.

@@ -2,10 +2,8 @@ package build
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/binary"
+	"errors"
 
-	"github.com/imgpipe/imgpipe/pkg/diskimage"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/customize"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/packages"
 )
@@ -13,18 +11,23 @@ import (
 // step is a part of a build that takes time of its own.
 type step struct {
 	name string
-	run  func(context.Context) error
+	// inputs returns what decides the step's result, besides the tree before it.
+	// errUnknown is for what only running it finds out; it is asked again then.
+	inputs func(context.Context) ([]StepInput, error)
+	run    func(context.Context) error
 }
+
+var errUnknown = errors.New("known once the step has run")
 
 // steps lists what makes the image, in order (docs/build.md).
 func (b *builder) steps() []step {
-	out := []step{{"packages", b.base}}
+	out := []step{{"packages", b.baseInputs, b.base}}
 	out = append(out, b.runs("packages")...)
-	out = append(out, step{"tree", b.customize})
+	out = append(out, step{"tree", b.treeInputs, b.customize})
 	if files := b.runs("files"); len(files) > 0 {
-		out = append(append(out, files...), step{"clean", b.clean})
+		out = append(append(out, files...), step{"clean", nil, b.clean})
 	}
-	return append(out, step{"boot", b.boot}, step{"layout", b.layout})
+	return append(out, step{"boot", b.bootInputs, b.boot}, step{"layout", b.layoutInputs, b.layout})
 }
 
 // base brings the tree that the recipe starts from, with its packages.
@@ -35,11 +38,30 @@ func (b *builder) base(ctx context.Context) error {
 	return b.recipe.Errorf("base", "this base is not supported yet")
 }
 
+// baseInputs finds the packages that the cache has for the recipe.
+func (b *builder) baseInputs(ctx context.Context) ([]StepInput, error) {
+	base := b.recipe.Base.Debian
+	if base == nil {
+		return nil, errUnknown
+	}
+	if b.image.made.packages == nil && !b.options.Refresh && b.options.debian == nil {
+		res, err := packages.Cached(ctx, b.packageRequest(*base), b.packageOptions())
+		if err != nil {
+			return nil, b.locate(err)
+		}
+		b.image.made.packages = res
+	}
+	if res := b.image.made.packages; res != nil {
+		return []StepInput{{"packages", res.Key}}, nil
+	}
+	return nil, errUnknown
+}
+
 // runs returns the recipe's own steps that come after packages or files.
 func (b *builder) runs(after string) (out []step) {
 	for i, r := range b.recipe.Run {
 		if r.After == after {
-			out = append(out, step{"run " + r.Name, func(ctx context.Context) error { return b.runStep(ctx, i) }})
+			out = append(out, step{"run " + r.Name, nil, func(ctx context.Context) error { return b.runStep(ctx, i) }})
 		}
 	}
 	return out
@@ -48,41 +70,6 @@ func (b *builder) runs(after string) (out []step) {
 // runStep runs the recipe's step i in the tree.
 func (b *builder) runStep(_ context.Context, i int) error {
 	return b.recipe.Errorf("run", "step %s: not supported yet", b.recipe.Run[i].Name)
-}
-
-// StepKey is what decided the tree after a step: the key of the tree before it,
-// and the step's own inputs. The same inputs give the same key, and the same tree.
-type StepKey struct {
-	Step   string           `json:"step"`
-	Key    diskimage.Digest `json:"key"`
-	Inputs []StepInput      `json:"inputs"`
-}
-
-// StepInput is one thing that decides what a step makes. Name is for people, and for finding
-// the same input in another build: files[2], mounts /src, sandbox.
-type StepInput struct {
-	Name   string           `json:"name"`
-	Digest diskimage.Digest `json:"digest"`
-}
-
-// next takes the key of the tree on to that after a step.
-func (b *builder) next(step string, inputs ...StepInput) diskimage.Digest {
-	h := sha256.New()
-	text := func(s string) {
-		var n [8]byte
-		binary.LittleEndian.PutUint64(n[:], uint64(len(s)))
-		h.Write(n[:])
-		h.Write([]byte(s))
-	}
-	h.Write(b.key[:])
-	text(step)
-	for _, in := range inputs {
-		text(in.Name)
-		h.Write(in.Digest[:])
-	}
-	b.key = diskimage.Digest(h.Sum(nil))
-	b.image.Record.Keys = append(b.image.Record.Keys, StepKey{step, b.key, inputs})
-	return b.key
 }
 
 // customize turns the package manager's tree into the recipe's.
