@@ -79,9 +79,10 @@ type Record struct {
 	Sources   []packages.Source  `json:"sources,omitempty"`
 	FromCache bool               `json:"packagesFromCache"`
 	Inodes    int                `json:"inodes"`
-	RootUsed  int64              `json:"rootUsed"` // bytes
-	RootSize  int64              `json:"rootSize"` // bytes
-	Kernel    string             `json:"kernel"`   // version
+	RootUsed  int64              `json:"rootUsed"`           // bytes
+	RootSize  int64              `json:"rootSize"`           // bytes
+	Kernel    string             `json:"kernel"`             // version
+	RootHash  string             `json:"rootHash,omitempty"` // of a sealed root
 	Steps     []StepTime         `json:"steps"`
 	Keys      []StepKey          `json:"keys,omitempty"` // of the steps that make the tree
 
@@ -137,6 +138,9 @@ type builder struct {
 	tree *tree.Tree       // of the root and of what is mounted below it
 	key  diskimage.Digest // what decides tree as it is now; see extend
 	uki  *tree.Inode      // the EFI program that boots the image
+
+	trees  []*tree.Tree       // of the partitions; see divide
+	sealed map[string]*sealed // by the root's name
 }
 
 func (b *builder) step(ctx context.Context, name string, run func(context.Context) error) error {
