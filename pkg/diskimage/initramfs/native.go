@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"slices"
 
+	"github.com/klauspost/compress/zstd"
+
 	"github.com/imgpipe/imgpipe/pkg/diskimage"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/tree"
 )
@@ -52,7 +54,7 @@ func (k *Kernel) Native(n Native) (image []byte, names []string, err error) {
 		names = append(names, m.Name)
 	}
 	slices.Sort(names)
-	image, err = Pack(files)
+	image, err = pack(files, zstd.SpeedBetterCompression) // half the time for a tenth more bytes, which lie on a disk
 	return append(slices.Clip(n.Early), image...), names, err
 }
 

@@ -134,7 +134,7 @@ func TestNativeOfADistribution(t *testing.T) {
 	}
 	t.Logf("%d bytes in %v: %s", len(image), time.Since(begun), strings.Join(names, " "))
 	for _, name := range []string{"ext4", "virtio_blk", "dm_verity"} {
-		if !slices.Contains(names, name) {
+		if !k.Has(name) || !slices.Contains(names, name) && name != "ext4" { // which cloud kernels have built in
 			t.Errorf("no %s", name)
 		}
 	}
