@@ -139,3 +139,17 @@ func TestNativeOfADistribution(t *testing.T) {
 		}
 	}
 }
+
+// Where depmod has run, its list says the same as the modules.
+func TestListedAliases(t *testing.T) {
+	want, err := open(t, kernelTree(t, nil)).Closure("top")
+	if err != nil {
+		t.Fatal(err)
+	}
+	list := "# comment\nalias crc-thing crc_one\nalias crc_thing crc_two\nalias crc_thing gone\nalias pci:v00008086d* top\nalias crc-thing crc_one\n"
+	broken := map[string][]byte{"modules.alias": []byte(list), "kernel/c/other.ko": []byte("no module"), "updates/other.ko": nil}
+	got, err := open(t, kernelTree(t, broken)).Closure("top")
+	if err != nil || names(got) != names(want) {
+		t.Errorf("got %s, want %s: %v", names(got), names(want), err)
+	}
+}
