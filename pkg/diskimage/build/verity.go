@@ -8,6 +8,7 @@ import (
 
 	"github.com/imgpipe/imgpipe/pkg/diskimage"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/recipe"
+	"github.com/imgpipe/imgpipe/pkg/diskimage/tree"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/verity"
 )
 
@@ -94,6 +95,9 @@ func veritySize(r *recipe.Recipe, want recipe.Partition, sizes []int64) int64 {
 	return verity.Size(roundUp(max(r.Disk.Partitions[i].Size, sizes[i]), align))
 }
 
+// overlays are the folders that a Debian on a read-only root has to write to, beside /var.
+var overlays = []string{"/etc", "/home", "/root"}
+
 // rootWords are the words of the command line that mount a root.
 func (b *builder) rootWords(p *recipe.Partition) string {
 	words := []string{"root=PARTUUID=" + identities(b.recipe).partition(p.Name).String(), "ro"}
@@ -109,21 +113,28 @@ func (b *builder) rootWords(p *recipe.Partition) string {
 	if !p.ReadOnly || b.recipe.Boot.Initramfs != initramfsNative {
 		return strings.Join(words, " ")
 	}
-	etc := "imgpipe.overlay=/etc"
+	mounted, folder := map[string]bool{}, ""
 	for _, q := range b.recipe.Disk.Partitions {
+		mounted[q.Mount] = true
 		if q.Mount != "/var" || q.Filesystem != "ext4" || q.ReadOnly {
 			continue
 		}
-		etc += ":/var/lib/imgpipe/etc"
-		spec := "PARTUUID=" + identities(b.recipe).partition(q.Name).String()
-		if mount := "imgpipe.mount=" + spec + ":/var:" + q.Filesystem; !slices.ContainsFunc(strings.Fields(b.recipe.Boot.Cmdline), func(w string) bool {
+		folder = ":/var/lib/imgpipe"
+		if !slices.ContainsFunc(strings.Fields(b.recipe.Boot.Cmdline), func(w string) bool {
 			return strings.HasPrefix(w, "imgpipe.mount=") && (strings.HasSuffix(w, ":/var") || strings.Contains(w, ":/var:"))
 		}) {
-			words = append(words, mount)
+			words = append(words, "imgpipe.mount=PARTUUID="+identities(b.recipe).partition(q.Name).String()+":/var:"+q.Filesystem)
 		}
 	}
-	if !said("imgpipe.overlay=/etc") && !said("imgpipe.overlay=none") {
-		words = append(words, etc)
+	for _, dir := range overlays {
+		word := "imgpipe.overlay=" + dir
+		if in := b.tree.Get(dir); in == nil || in.Kind != tree.Dir || mounted[dir] || said(word) || said("imgpipe.overlay=none") {
+			continue
+		}
+		if folder != "" {
+			word += folder + dir
+		}
+		words = append(words, word)
 	}
 	return strings.Join(words, " ")
 }

@@ -13,6 +13,7 @@ import (
 	"github.com/imgpipe/imgpipe/pkg/diskimage"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/packages"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/recipe"
+	"github.com/imgpipe/imgpipe/pkg/diskimage/tree"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/verity"
 )
 
@@ -161,16 +162,27 @@ func TestWordsOfTheRecipeWin(t *testing.T) {
 	for cmdline, want := range map[string]string{
 		"systemd.verity_root_options= imgpipe.overlay=none": "ro systemd.verity=no imgpipe.mount=PARTUUID=",
 		"imgpipe.overlay=/etc quiet":                        "imgpipe.mount=PARTUUID=",
-		"imgpipe.mount=LABEL=var:/var:ext4:noatime":         "restart-on-corruption imgpipe.overlay=/etc:/var/lib/imgpipe/etc imgpipe.mount=LABEL=var:/var:ext4:noatime",
+		"imgpipe.mount=LABEL=var:/var:ext4:noatime":         "restart-on-corruption imgpipe.overlay=/etc:/var/lib/imgpipe/etc imgpipe.overlay=/root:/var/lib/imgpipe/root imgpipe.mount=LABEL=var:/var:ext4:noatime",
 	} {
 		text := strings.Replace(sealedText, "cmdline: console=ttyS0", `cmdline: "`+cmdline+`"`, 1)
-		b := &builder{recipe: load(t, text), sealed: map[string]*sealed{"root": {hashes: hashes}}}
+		b := &builder{recipe: load(t, text), tree: folders(t, "/etc", "/root"), sealed: map[string]*sealed{"root": {hashes: hashes}}}
 		line := b.cmdline()
-		if !strings.Contains(line, want) || !strings.HasSuffix(line, " "+cmdline) || strings.Count(line, "imgpipe.overlay") != 1 || strings.Count(line, ":/var:ext4") != 1 ||
+		if !strings.Contains(line, want) || !strings.HasSuffix(line, " "+cmdline) || strings.Count(line, "imgpipe.overlay=/etc")+strings.Count(line, "=none") != 1 || strings.Count(line, ":/var:ext4") != 1 ||
 			strings.Count(line, "verity_root_options") != 1 {
 			t.Errorf("%s: %s", cmdline, line)
 		}
 	}
+}
+
+func folders(t *testing.T, paths ...string) *tree.Tree {
+	t.Helper()
+	out := tree.New()
+	for _, p := range paths {
+		if err := out.Put(p, &tree.Inode{Kind: tree.Dir, Mode: 0o755}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return out
 }
 
 // A read-only root without hashes, and without a /var: what changes is in memory.
