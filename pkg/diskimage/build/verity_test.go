@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"github.com/imgpipe/imgpipe/pkg/diskimage"
+	"github.com/imgpipe/imgpipe/pkg/diskimage/foreign"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/packages"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/recipe"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/tree"
@@ -60,7 +61,11 @@ func cut(t *testing.T, im *Image, name string) (string, diskimage.Partition) {
 // cmdlineOf reads the command line out of the UKI.
 func cmdlineOf(t *testing.T, im *Image) string {
 	t.Helper()
-	uki := file(t, im, diskimage.RoleESP, "/EFI/BOOT/BOOTX64.EFI")
+	b, err := foreign.ReadFile(im.Disk, *im.Table.Find(diskimage.RoleESP), "/EFI/BOOT/BOOTX64.EFI", 64<<20)
+	if err != nil {
+		t.Fatal(err)
+	}
+	uki := string(b)
 	i := strings.Index(uki, "root=")
 	if i < 0 {
 		t.Fatal("no root= in the UKI")
