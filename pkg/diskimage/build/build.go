@@ -86,9 +86,10 @@ type Record struct {
 	Sources   []packages.Source  `json:"sources,omitempty"`
 	FromCache bool               `json:"packagesFromCache"`
 	Inodes    int                `json:"inodes"`
-	RootUsed  int64              `json:"rootUsed"` // bytes
-	RootSize  int64              `json:"rootSize"` // bytes
-	Kernel    string             `json:"kernel"`   // version
+	RootUsed  int64              `json:"rootUsed"`           // bytes
+	RootSize  int64              `json:"rootSize"`           // bytes
+	Kernel    string             `json:"kernel"`             // version
+	RootHash  string             `json:"rootHash,omitempty"` // of a sealed root
 	Steps     []StepTime         `json:"steps"`
 	Keys      []StepKey          `json:"keys,omitempty"` // of the steps that make the tree
 
@@ -153,10 +154,12 @@ type builder struct {
 	from []StepInput      // what the base is, once it is known
 	uki  *tree.Inode      // the EFI program that boots the image
 
-	box        *sandbox.Sandbox // nil before the first step that runs
-	layers     map[string]layer // by step
-	isGolden   bool             // tree has nothing of one machine
-	customized *tree.Tree       // before the steps that come after files
+	box        *sandbox.Sandbox   // nil before the first step that runs
+	layers     map[string]layer   // by step
+	isGolden   bool               // tree has nothing of one machine
+	customized *tree.Tree         // before the steps that come after files
+	trees      []*tree.Tree       // of the partitions; see divide
+	sealed     map[string]*sealed // by the root's name
 }
 
 func (b *builder) step(ctx context.Context, name string, run func(context.Context) error) error {
@@ -215,7 +218,8 @@ func (b *builder) debian(ctx context.Context, base recipe.DebianBase) error {
 }
 
 func (b *builder) packageRequest(base recipe.DebianBase) packages.Request {
-	return packages.Request{Debian: base, Arch: b.recipe.Arch, Packages: b.recipe.Packages, Epoch: b.recipe.Epoch}
+	return packages.Request{Debian: base, Arch: b.recipe.Arch, Packages: b.recipe.Packages, Epoch: b.recipe.Epoch,
+		NoInitramfs: b.recipe.Boot.Initramfs == initramfsNative}
 }
 
 func (b *builder) packageOptions() packages.Options {

@@ -123,12 +123,18 @@ func (b *builder) treeInputs(context.Context) ([]StepInput, error) {
 	return in, nil
 }
 
-// bootInputs is what the recipe says of booting, and who signs it.
+// bootInputs is what the recipe says of booting, what a native initramfs
+// mounts, and who signs it.
 func (b *builder) bootInputs(context.Context) ([]StepInput, error) {
 	in, err := b.parts("boot", "arch")
 	if err != nil {
 		return nil, err
 	}
+	native, err := b.initramfsInputs()
+	if err != nil {
+		return nil, err
+	}
+	in = append(in, native...)
 	if s := b.options.SecureBoot; s != nil {
 		in = append(in, StepInput{"secure boot certificate", diskimage.DigestOf(s.Cert.Raw)})
 	}
