@@ -170,27 +170,38 @@ func (p *pid1) believe() error {
 	return nil
 }
 
-// hardware loads drivers until nothing asks for more.
+// driversTime is how long drivers are waited for: one whose device hangs is in
+// nobody's way for ever.
+const driversTime = 90 * time.Second
+
+// hardware loads drivers until nothing asks for more, and goes on beside: what is
+// plugged in later, or found late, is driven, too.
 func (p *pid1) hardware(ctx context.Context) {
 	m, err := hw.Open("/", p.env.Kernel)
 	if err != nil {
 		p.say("modules: %v", err)
 		return
 	}
-	n := m.Coldplug(ctx, p.say)
-	for _, name := range []string{"efivarfs", "af_packet", "8021q", "bonding"} {
-		if err := m.Load(name); err != nil && !errors.Is(err, hw.ErrNone) {
-			p.say("module %v", err)
+	quiet := make(chan int, 1)
+	p.beside(func() {
+		for _, name := range []string{"efivarfs", "af_packet", "8021q", "bonding"} {
+			if err := m.Load(name); err != nil && !errors.Is(err, hw.ErrNone) {
+				p.say("module %v", err)
+			}
 		}
-	}
-	system.MountVariables(p.say)
-	p.beside(func() { // what is plugged in later, or found late, is driven, too
+		quiet <- m.Coldplug(ctx, p.say)
 		for ctx.Err() == nil {
 			time.Sleep(2 * time.Second)
 			m.Coldplug(ctx, p.say)
 		}
 	})
-	p.say("%d modules loaded", n)
+	select {
+	case n := <-quiet:
+		p.say("%d modules loaded", n)
+	case <-time.After(driversTime):
+		p.say("warning: a driver has not come back after %v; going on without", driversTime)
+	}
+	system.MountVariables(p.say)
 }
 
 // clock sets the clock to the server's time, else SNTP's, else the machine's own,
@@ -198,12 +209,18 @@ func (p *pid1) hardware(ctx context.Context) {
 func (p *pid1) clock(sntp, server time.Time) {
 	now := time.Now()
 	t, why := clock.Choose(p.env.FloorTime(), now, sntp, server)
-	if t.Sub(now).Abs() <= 2*time.Second {
-		return
+	if t.Sub(now).Abs() > 2*time.Second {
+		p.say("clock: %s by %s, and was %s", t.UTC().Format(time.DateTime), why, now.UTC().Format(time.DateTime))
+		if err := clock.Set(t); err != nil {
+			p.say("clock: %v", err)
+		}
 	}
-	p.say("clock: %s by %s, and was %s", t.UTC().Format(time.DateTime), why, now.UTC().Format(time.DateTime))
-	if err := clock.Set(t); err != nil {
-		p.say("clock: %v", err)
+	if t.Equal(server) && p.env.Jobs != environment.Insecure { // the next system starts with it
+		if set, err := clock.KeepRTC(t); err != nil {
+			p.say("clock: %v", err)
+		} else if set {
+			p.say("clock: the machine's own is set, too")
+		}
 	}
 }
 

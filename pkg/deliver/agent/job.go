@@ -140,7 +140,7 @@ func (a *Agent) prepare(r *reporter, job *wire.Job, progress *deliver.Progress) 
 	defer cancel()
 	wait := 500 * time.Millisecond
 	for {
-		p, err := a.Installer.Prepare(r.ctx, job, progress, r.tell)
+		p, err := a.watched(r, job, progress)
 		if err == nil || !mayPass(err) || ctx.Err() != nil {
 			return p, err
 		}
@@ -149,6 +149,49 @@ func (a *Agent) prepare(r *reporter, job *wire.Job, progress *deliver.Progress) 
 			return nil, err
 		}
 		wait = min(2*wait, 30*time.Second)
+	}
+}
+
+// watched is the installer's Prepare, given up once nothing has moved for a.Still:
+// a disk or a driver may hang so that no context reaches it. Nothing is written by
+// then; what comes back late is closed.
+func (a *Agent) watched(r *reporter, job *wire.Job, progress *deliver.Progress) (Prepared, error) {
+	ctx, cancel := context.WithCancel(r.ctx)
+	defer cancel()
+	type outcome struct {
+		p   Prepared
+		err error
+	}
+	done := make(chan outcome, 1)
+	go func() {
+		var o outcome
+		defer func() {
+			if p := recover(); p != nil {
+				o = outcome{nil, fmt.Errorf("this is a mistake in the agent: %v", p)}
+			}
+			done <- o
+		}()
+		o.p, o.err = a.Installer.Prepare(ctx, job, progress, r.tell)
+	}()
+	tick := time.NewTicker(a.Still / 10)
+	defer tick.Stop()
+	moved, at := r.moved(), time.Now()
+	for {
+		select {
+		case o := <-done:
+			return o.p, o.err
+		case <-tick.C:
+		}
+		if now := r.moved(); now != moved {
+			moved, at = now, time.Now()
+		} else if time.Since(at) >= a.Still {
+			go func() {
+				if o := <-done; o.p != nil {
+					_ = o.p.Close() // nobody waits for it any more
+				}
+			}()
+			return nil, &Temporary{fmt.Errorf("nothing has moved for %v: something hangs", a.Still)}
+		}
 	}
 }
 

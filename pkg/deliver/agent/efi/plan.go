@@ -2,7 +2,6 @@ package efi
 
 import (
 	"bytes"
-	"encoding/binary"
 	"fmt"
 	"runtime"
 	"slices"
@@ -203,17 +202,6 @@ func (w Wish) order(s State, kept []uint16, ours uint16) (order []uint16, warnin
 		return append(append(network, ours), rest...), warnings, nil
 	}
 	return nil, nil, fmt.Errorf("boot order %q: want network, disk or keep", w.Policy)
-}
-
-// PlanNext is the write that has the next boot, and only that, come from the
-// network: how a running machine that boots from its disk asks for a redeploy.
-func PlanNext(s State) (Write, error) {
-	for _, n := range append(slices.Clone(s.Order), s.Numbers()...) {
-		if e, ok := s.Entries[n]; ok && e.Err == nil && e.Network() && e.Boots() {
-			return Write{global("BootNext"), binary.LittleEndian.AppendUint16(nil, n), fmt.Sprintf("%q is next", e.Description)}, nil
-		}
-	}
-	return Write{}, fmt.Errorf("the firmware has no active network entry among %d", len(s.Entries))
 }
 
 func orderString(order []uint16) string {

@@ -124,23 +124,6 @@ func TestAnEntryThatStartedUsFromTheNetworkComesIntoTheOrder(t *testing.T) {
 	}
 }
 
-func TestPlanNext(t *testing.T) {
-	vars := firmware(t, option("debian"), option("inactive pxe"), option("http"), option("pxe"))
-	w, err := efi.PlanNext(state(t, vars))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := efi.Put(vars, w); err != nil {
-		t.Fatal(err)
-	}
-	if s := state(t, vars); s.Next == nil || *s.Next != 2 {
-		t.Errorf("next is %v", s.Next)
-	}
-	if _, err := efi.PlanNext(state(t, firmware(t, option("debian")))); err == nil {
-		t.Error("a firmware without network entries has a next one")
-	}
-}
-
 // TestAnyFirmware has random boot orders: what the policy promises holds, and
 // others keep their entries and the order among themselves.
 func TestAnyFirmware(t *testing.T) {
