@@ -129,7 +129,7 @@ func (p *pid1) run(ctx context.Context) (agent.Ending, error) {
 		p.say("%v", err)
 	}
 	p.clock(time.Time{}, time.Time{})
-	if p.net, err = agentnet.Up(ctx, config, p.say, agentnet.Options{}); err != nil {
+	if p.net, err = agentnet.Up(ctx, config, p.say, agentnet.Options{UUID: machine.System{}.UUID(), UEFI: machine.System{}.UEFI()}); err != nil {
 		return "", fmt.Errorf("network: %w", err)
 	}
 	defer p.net.Close()

@@ -108,6 +108,12 @@ func (s System) Identity(booted string) wire.Identity {
 	return id
 }
 
+// UEFI reports whether the kernel was started by UEFI firmware.
+func (s System) UEFI() bool {
+	_, err := os.Stat(filepath.Join("/", s.Root, "sys/firmware/efi"))
+	return err == nil
+}
+
 // NICs returns the network cards: Ethernet that is hardware.
 func (s System) NICs() (out []wire.NIC) {
 	dir := filepath.Join("/", s.Root, "sys/class/net")
@@ -141,7 +147,7 @@ func (s System) Inventory() wire.Inventory {
 		Firmware: "bios", FirmwareInfo: clean(strings.Join([]string{f.BIOSVendor, f.BIOSVersion, f.BIOSDate}, " ")),
 		Cores: runtime.NumCPU(), Memory: s.Memory("MemTotal"), NICs: s.NICs(),
 	}
-	if _, err := os.Stat(filepath.Join("/", s.Root, "sys/firmware/efi")); err == nil {
+	if s.UEFI() {
 		inv.Firmware = "uefi"
 	}
 	const secureBoot = "sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c"

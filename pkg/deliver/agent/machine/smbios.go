@@ -4,10 +4,10 @@ package machine
 
 import (
 	"bytes"
-	"encoding/binary"
 	"errors"
-	"fmt"
 	"strings"
+
+	"github.com/imgpipe/imgpipe/pkg/diskimage"
 )
 
 // smbios is what the firmware's tables tell of the machine: DSP0134, the System
@@ -102,9 +102,9 @@ func uuidOf(b [16]byte, little bool) string {
 	if b == [16]byte{} || bytes.Count(b[:], []byte{0xff}) == 16 {
 		return ""
 	}
-	order := binary.ByteOrder(binary.BigEndian)
+	g := diskimage.GUID(b)
 	if little {
-		order = binary.LittleEndian
+		g = g.Mixed()
 	}
-	return fmt.Sprintf("%08x-%04x-%04x-%x-%x", order.Uint32(b[:]), order.Uint16(b[4:]), order.Uint16(b[6:]), b[8:10], b[10:])
+	return g.String()
 }
