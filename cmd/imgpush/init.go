@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"math/rand/v2"
 	"net"
@@ -20,12 +21,14 @@ import (
 	"github.com/imgpipe/imgpipe/pkg/deliver/agent/clock"
 	"github.com/imgpipe/imgpipe/pkg/deliver/agent/hw"
 	"github.com/imgpipe/imgpipe/pkg/deliver/agent/install"
+	"github.com/imgpipe/imgpipe/pkg/deliver/agent/kexec"
 	"github.com/imgpipe/imgpipe/pkg/deliver/agent/machine"
 	agentnet "github.com/imgpipe/imgpipe/pkg/deliver/agent/network"
 	"github.com/imgpipe/imgpipe/pkg/deliver/agent/rescue"
 	"github.com/imgpipe/imgpipe/pkg/deliver/agent/system"
 	"github.com/imgpipe/imgpipe/pkg/deliver/blockdev"
 	"github.com/imgpipe/imgpipe/pkg/deliver/netboot/wire"
+	"github.com/imgpipe/imgpipe/pkg/diskimage"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/environment"
 )
 
@@ -35,7 +38,8 @@ type pid1 struct {
 	env     *environment.Config
 	cmdline string
 	net     *agentnet.Network
-	contact atomic.Int64 // uptime in nanoseconds when the server answered last
+	watched chan struct{} // closed once nobody pings the watchdog, and it is stopped
+	contact atomic.Int64  // uptime in nanoseconds when the server answered last
 }
 
 // runInit is main for PID 1. It never returns: a kernel whose first process ends
@@ -102,8 +106,15 @@ func (p *pid1) end(e agent.Ending) {
 		p.say("switching off")
 		err = system.PowerOff()
 	case agent.Kexec:
-		p.say("warning: this agent does not start the image's kernel itself; restarting")
-		err = system.Restart()
+		p.say("starting the image's kernel")
+		select { // a watchdog that runs on would end it
+		case <-p.watched:
+		case <-time.After(2 * time.Second):
+		}
+		if err = system.Kexec(); err != nil {
+			p.say("warning: %v; restarting", err)
+			err = system.Restart()
+		}
 	default:
 		return
 	}
@@ -114,7 +125,11 @@ func (p *pid1) end(e agent.Ending) {
 func (p *pid1) run(ctx context.Context) (agent.Ending, error) {
 	p.say("imgpipe agent %s, process 1", agentVersion())
 	p.beside(func() { p.console.Kernel(ctx) })
-	p.beside(func() { system.Watchdog(ctx) })
+	p.watched = make(chan struct{})
+	p.beside(func() {
+		defer close(p.watched)
+		system.Watchdog(ctx)
+	})
 	if err := p.believe(); err != nil {
 		return "", err
 	}
@@ -298,8 +313,11 @@ func (p *pid1) serve(ctx context.Context, booted string) (agent.Ending, error) {
 	p.contact.Store(int64(system.Uptime()))
 	p.beside(func() { p.lonely(ctx, cancel) })
 	a := &agent.Agent{
-		Server:    heard{client, &p.contact},
-		Installer: &install.Installer{Open: opener{client, t}.open, Architecture: runtime.GOARCH, Entries: entries, Memory: func() int64 { return machine.System{}.Memory("MemAvailable") }},
+		Server: heard{client, &p.contact},
+		Installer: &install.Installer{Open: opener{client, t}.open, Architecture: runtime.GOARCH, Entries: entries, Memory: available,
+			Kexec: func(disk io.ReaderAt, esp diskimage.Extent) error {
+				return kexec.Load(disk, esp, kexec.Options{Free: available()})
+			}},
 		Describe: func(ctx context.Context) (wire.Identity, wire.Inventory) {
 			return machine.System{}.Identity(booted), inventory(ctx)
 		},
@@ -316,6 +334,9 @@ func (p *pid1) serve(ctx context.Context, booted string) (agent.Ending, error) {
 	}
 	return ending, nil
 }
+
+// available is how many bytes of memory may still be used.
+func available() int64 { return machine.System{}.Memory("MemAvailable") }
 
 // lonely ends the agent where no server answered for an hour or so: its network
 // card may be stuck, or the environment older than the server's CA.

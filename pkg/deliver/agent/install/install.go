@@ -57,7 +57,10 @@ type Installer struct {
 	Memory func() int64
 	// Entries makes boot entries for a disk that was committed; nil: none.
 	Entries func(disk deliver.Target, table *diskimage.Table, image *Image, order wire.BootOrder) []string
-	Appear  time.Duration // how long a disk is waited for that is not there yet; 0: 10 s
+	// Kexec holds the kernel of a disk that was committed ready, for jobs that ask
+	// for it; nil: it cannot be done here.
+	Kexec  func(disk io.ReaderAt, esp diskimage.Extent) error
+	Appear time.Duration // how long a disk is waited for that is not there yet; 0: 10 s
 }
 
 var _ agent.Installer = (*Installer)(nil)
@@ -296,7 +299,24 @@ func (p *prepared) Settle(context.Context) (warnings []string) {
 	if p.i.Entries != nil {
 		warnings = append(warnings, p.i.Entries(p.disk, p.want.Table(), p.image, p.job.BootOrder)...)
 	}
+	if p.job.After == wire.Kexec {
+		if err := p.kexec(); err != nil {
+			warnings = append(warnings, fmt.Sprintf("kexec: %v; the machine restarts instead", err))
+		}
+	}
 	return warnings
+}
+
+func (p *prepared) kexec() error {
+	table := p.want.Table()
+	if p.i.Kexec == nil || table == nil {
+		return errors.New("it cannot be done here")
+	}
+	esp := table.Find(diskimage.RoleESP)
+	if esp == nil {
+		return errors.New("the image has no EFI system partition")
+	}
+	return p.i.Kexec(p.disk, esp.Extent)
 }
 
 // Close implements agent.Prepared.

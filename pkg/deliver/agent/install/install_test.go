@@ -5,6 +5,7 @@ package install
 import (
 	"bytes"
 	"errors"
+	"io"
 	"slices"
 	"strings"
 	"testing"
@@ -13,6 +14,7 @@ import (
 	"github.com/imgpipe/imgpipe/pkg/deliver"
 	"github.com/imgpipe/imgpipe/pkg/deliver/delivertest"
 	"github.com/imgpipe/imgpipe/pkg/deliver/netboot/wire"
+	"github.com/imgpipe/imgpipe/pkg/diskimage"
 )
 
 var october = november.AddDate(0, -1, 0)
@@ -196,13 +198,21 @@ func TestNamed(t *testing.T) {
 }
 
 // TestSettle holds that boot entries are asked for with what was written, and
-// that their warnings are passed on.
+// that their warnings, and kexec's, are passed on.
 func TestSettle(t *testing.T) {
 	r := newRig(t, "")
 	im := imageOf(t, "os", november)
 	job := r.job("j1", im)
 	job.BootOrder = wire.DiskFirst
+	job.After = wire.Kexec
 	r.i.Entries = entriesOf(t, im, wire.DiskFirst)
+	r.i.Kexec = func(disk io.ReaderAt, esp diskimage.Extent) error {
+		b := make([]byte, 512)
+		if _, err := disk.ReadAt(b, esp.Off); err != nil || string(b[43:46]) != "ESP" { // the label of a FAT12
+			t.Errorf("at %v: %v, %q", esp, err, b)
+		}
+		return errors.New("locked down")
+	}
 	p, err := r.prepare(job)
 	if err == nil {
 		_, err = p.Apply(t.Context())
@@ -210,7 +220,7 @@ func TestSettle(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got := p.Settle(t.Context()); !slices.Equal(got, []string{"no room"}) {
+	if got := p.Settle(t.Context()); !slices.Equal(got, []string{"no room", "kexec: locked down; the machine restarts instead"}) {
 		t.Errorf("got %v", got)
 	}
 	if err := p.Close(); err != nil {
