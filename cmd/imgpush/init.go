@@ -329,6 +329,7 @@ func (p *pid1) serve(ctx context.Context, booted string) (agent.Ending, error) {
 		a.Rescue = p.rescue(ctx)
 	}
 	ending := a.Run(ctx)
+	p.say("memory: this program had %d MiB at most, %d are free", machine.System{}.Peak()>>20, available()>>20)
 	if ending == agent.Stopped && ctx.Err() != nil {
 		return agent.Restart, nil
 	}

@@ -49,8 +49,8 @@ type Prepared interface {
 	Already() bool // the disk holds this job's commit, and boots
 	Plan() deliver.Summary
 	Apply(ctx context.Context) (*deliver.Report, error)
-	// Settle is for after the commit: boot entries. What it cannot do is a
-	// warning.
+	// Settle is for after the commit, also where that was before: boot entries,
+	// kexec. What it cannot do is a warning.
 	Settle(ctx context.Context) (warnings []string)
 	Close() error
 }

@@ -139,7 +139,7 @@ func TestWhatIsDone(t *testing.T) {
 			func(r wire.Result) bool {
 				return r.Outcome == wire.Committed && slices.Equal(r.Warnings, []string{"no room"})
 			}},
-		{"there already", &site{answers: []wire.Answer{deploy}, already: true}, "claim, prepare, close, result committed", Restart,
+		{"there already", &site{answers: []wire.Answer{deploy}, already: true}, "claim, prepare, settle, close, result committed", Restart,
 			func(r wire.Result) bool { return r.Already && r.State == "complete" }},
 		{"no leave to write", &site{answers: []wire.Answer{deploy}, begin: &call.Refused{Status: 409, Code: wire.Superseded}},
 			"claim, prepare, begin, close, result failed, claim", Restart, func(r wire.Result) bool { return r.State == "untouched" }},

@@ -88,6 +88,7 @@ func (a *Agent) attempt(r *reporter, job *wire.Job, progress *deliver.Progress) 
 	if prepared.Already() {
 		r.tell("already", "done", "the disk %s holds what this job wrote, and boots: nothing is written", disk.Name)
 		result.Outcome, result.Already, result.State = wire.Committed, true, string(deliver.StateComplete)
+		settled(r, prepared, result)
 		return result
 	}
 	plan := prepared.Plan()
@@ -114,14 +115,19 @@ func (a *Agent) attempt(r *reporter, job *wire.Job, progress *deliver.Progress) 
 	}
 	r.tell("commit", "done", "%s is bootable, and holds the verified image", disk.Name)
 	result.Outcome = wire.Committed
-	// Nothing that goes wrong from here on undoes the commit.
-	if result.Warnings = settle(context.WithoutCancel(r.ctx), prepared); len(result.Warnings) == 0 {
+	settled(r, prepared, result)
+	return result
+}
+
+// settled does what comes after the commit, which nothing that goes wrong in it
+// undoes.
+func settled(r *reporter, p Prepared, result *wire.Result) {
+	if result.Warnings = settle(context.WithoutCancel(r.ctx), p); len(result.Warnings) == 0 {
 		r.tell("efi", "done", "boot entries")
 	}
 	for _, w := range result.Warnings {
 		r.tell("efi", "warning", "%s", w)
 	}
-	return result
 }
 
 // settle is Prepared's, of which a mistake is a warning, too.

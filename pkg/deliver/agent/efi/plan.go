@@ -25,7 +25,7 @@ type Wish struct {
 	Disk    Partition        // the EFI system partition of the disk that was written
 	Program string           // on it; "" is the one that firmware looks for by itself
 	Policy  Policy           // "" is NetworkFirst
-	Label   string           // what firmware's menu shows behind "imgpipe: "; may be ""
+	Label   string           // what firmware's menu shows behind "imgpipe: "; "": what our entry has, or nothing
 	Others  []diskimage.GUID // EFI system partitions of other disks of this machine: our entries for them are not stale
 }
 
@@ -77,13 +77,18 @@ func NewPlan(s State, w Wish) (Plan, error) {
 	if err != nil {
 		return Plan{}, err
 	}
-	data, err := option.Encode()
-	if err != nil {
-		return Plan{}, fmt.Errorf("our boot entry: %w", err)
-	}
 	number, stale, err := w.choose(s)
 	if err != nil {
 		return Plan{}, err
+	}
+	if e, ok := s.Entries[number]; ok && w.Label == "" {
+		if at, ok := e.Partition(); ok && at.GUID == w.Disk.GUID {
+			option.Description = e.Description
+		}
+	}
+	data, err := option.Encode()
+	if err != nil {
+		return Plan{}, fmt.Errorf("our boot entry: %w", err)
 	}
 	p := Plan{Entry: number}
 	if e, ok := s.Entries[number]; !ok || !bytes.Equal(e.Raw, data) || e.Attributes != bootAttributes {

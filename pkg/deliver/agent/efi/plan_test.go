@@ -58,6 +58,10 @@ func TestOurEntryIsUpdatedAndStaleOnesGo(t *testing.T) {
 	if first.Entry != second.Entry || s.Entries[first.Entry].Description != "imgpipe: two" || len(second.Writes) != 1 {
 		t.Errorf("entry %d, then %d: %v", first.Entry, second.Entry, second.Writes)
 	}
+	// An agent that does not know the image, as where it finds the disk done.
+	if _, p := deploy(t, vars, efi.Wish{Disk: wish.Disk}); len(p.Writes) != 0 || p.Entry != first.Entry {
+		t.Errorf("without a label: %v", p.Writes)
+	}
 	// Another image, whose partition has another GUID: the number is used again.
 	wish.Disk = partition("other image")
 	s, third := deploy(t, vars, wish)

@@ -55,7 +55,8 @@ type Installer struct {
 	List func(ctx context.Context) ([]blockdev.Device, error)
 	// Memory returns how many bytes may still be used; nil: not looked at.
 	Memory func() int64
-	// Entries makes boot entries for a disk that was committed; nil: none.
+	// Entries makes boot entries for a disk that was committed, now or by a boot
+	// that was cut off before it came to them: then image is nil. nil: none.
 	Entries func(disk deliver.Target, table *diskimage.Table, image *Image, order wire.BootOrder) []string
 	// Kexec holds the kernel of a disk that was committed ready, for jobs that ask
 	// for it; nil: it cannot be done here.
@@ -92,6 +93,7 @@ func (i *Installer) Prepare(ctx context.Context, job *wire.Job, progress *delive
 	tell("disk", "done", "%s", describe(p.device))
 	before := readBefore(p.disk)
 	if p.already = before.bootable && before.instance == job.ID; p.already {
+		p.table = before.table
 		return p, nil
 	}
 	tell("verify", "started", "%s", job.Image.Digest)
@@ -133,6 +135,7 @@ type prepared struct {
 	device  *blockdev.Device
 	disk    *blockdev.Disk
 	image   *Image
+	table   *diskimage.Table // of the disk, as it is or shall be; nil: none
 	want    *deliver.Want
 	plan    *deliver.Plan
 	beyond  guard.Beyond
@@ -215,6 +218,7 @@ func (p *prepared) lookAndPlan(ctx context.Context) (err error) {
 		}
 		return err
 	}
+	p.table = p.want.Table()
 	if err := p.beyond.Prepare(disk, p.want); err != nil {
 		return err
 	}
@@ -297,7 +301,7 @@ func (p *prepared) Settle(context.Context) (warnings []string) {
 		warnings = append(warnings, err.Error())
 	}
 	if p.i.Entries != nil {
-		warnings = append(warnings, p.i.Entries(p.disk, p.want.Table(), p.image, p.job.BootOrder)...)
+		warnings = append(warnings, p.i.Entries(p.disk, p.table, p.image, p.job.BootOrder)...)
 	}
 	if p.job.After == wire.Kexec {
 		if err := p.kexec(); err != nil {
@@ -308,11 +312,10 @@ func (p *prepared) Settle(context.Context) (warnings []string) {
 }
 
 func (p *prepared) kexec() error {
-	table := p.want.Table()
-	if p.i.Kexec == nil || table == nil {
+	if p.i.Kexec == nil || p.table == nil {
 		return errors.New("it cannot be done here")
 	}
-	esp := table.Find(diskimage.RoleESP)
+	esp := p.table.Find(diskimage.RoleESP)
 	if esp == nil {
 		return errors.New("the image has no EFI system partition")
 	}

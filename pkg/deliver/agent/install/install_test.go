@@ -220,8 +220,21 @@ func TestSettle(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got := p.Settle(t.Context()); !slices.Equal(got, []string{"no room", "kexec: locked down; the machine restarts instead"}) {
+	want := []string{"no room", "kexec: locked down; the machine restarts instead"}
+	if got := p.Settle(t.Context()); !slices.Equal(got, want) {
 		t.Errorf("got %v", got)
+	}
+	if err := p.Close(); err != nil {
+		t.Error(err)
+	}
+	// The power failed before that: the next boot does it, without the image.
+	r.i.Entries = entriesOf(t, nil, wire.DiskFirst)
+	p, err = r.prepare(job)
+	if err != nil || !p.Already() {
+		t.Fatalf("again: %v", err)
+	}
+	if got := p.Settle(t.Context()); !slices.Equal(got, want) {
+		t.Errorf("again: got %v", got)
 	}
 	if err := p.Close(); err != nil {
 		t.Error(err)

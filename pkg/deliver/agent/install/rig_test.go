@@ -196,8 +196,8 @@ func (r *rig) open(n int) *blockdev.Disk {
 
 func entriesOf(t *testing.T, im *Image, order wire.BootOrder) func(deliver.Target, *diskimage.Table, *Image, wire.BootOrder) []string {
 	return func(disk deliver.Target, table *diskimage.Table, got *Image, o wire.BootOrder) []string {
-		if disk.Size() != 16*mib || table.DiskSize != 16*mib || got.Digest != im.Digest || o != order {
-			t.Errorf("got %d, %+v, %v, %s", disk.Size(), table, got.Digest, o)
+		if disk.Size() != 16*mib || table.DiskSize != 16*mib || (got == nil) != (im == nil) || got != nil && got.Digest != im.Digest || o != order {
+			t.Errorf("got %d, %+v, %v, %s", disk.Size(), table, got, o)
 		}
 		return []string{"no room"}
 	}

@@ -164,8 +164,13 @@ func (s System) Inventory() wire.Inventory {
 }
 
 // Memory is a line of /proc/meminfo, in bytes; 0 if it is not there.
-func (s System) Memory(key string) int64 {
-	for line := range strings.Lines(s.read("proc/meminfo")) {
+func (s System) Memory(key string) int64 { return s.kilobytes("proc/meminfo", key) }
+
+// Peak is how much memory this program had at most, in bytes.
+func (s System) Peak() int64 { return s.kilobytes("proc/self/status", "VmHWM") }
+
+func (s System) kilobytes(path, key string) int64 {
+	for line := range strings.Lines(s.read(path)) {
 		var kib int64
 		if name, rest, ok := strings.Cut(line, ":"); ok && name == key {
 			if _, err := fmt.Sscanf(rest, "%d kB", &kib); err == nil && kib > 0 && kib < 1<<50 {
