@@ -178,7 +178,9 @@ func (p *pid1) believe() error {
 	if p.env, err = environment.Parse(b); err != nil {
 		return err
 	}
-	p.say("environment %s %s, kernel %s, %d MB of memory", p.env.Name, p.env.Release, p.env.Kernel, machine.System{}.Memory("MemTotal")/1e6)
+	// Where memory is short, garbage is collected sooner: nothing else would give way.
+	debug.SetMemoryLimit(max(available()*3/4, 64<<20))
+	p.say("environment %s %s, kernel %s, %d MiB of memory, %d of them free", p.env.Name, p.env.Release, p.env.Kernel, machine.System{}.Memory("MemTotal")>>20, available()>>20)
 	if p.env.Jobs == environment.Insecure {
 		p.say("WARNING: this environment was built to take jobs from any server")
 	}

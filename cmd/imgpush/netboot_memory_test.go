@@ -12,11 +12,11 @@ import (
 	netlab "github.com/imgpipe/imgpipe/cmd/internal/lab"
 )
 
-// filled makes an image of 1 GiB, of which 320 MiB do not compress: more than the
-// memory of the machines that write it.
+// filled makes an image that is larger than the memory of the machines which write
+// it, and of which a third does not compress.
 func (f forge) filled(t *testing.T, name string) {
 	t.Helper()
-	const size = 1024 * mib
+	const size = 576 * mib
 	b, _ := bootDisk(t, size, name, name+" boots", goBack)
 	random := rand.NewChaCha8([32]byte{2})
 	for at := 16 * mib; at < size-64*mib; at += 64 * mib {

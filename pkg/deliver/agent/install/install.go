@@ -17,6 +17,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"runtime/debug"
 	"time"
 
 	"github.com/imgpipe/imgpipe/pkg/deliver"
@@ -71,8 +72,12 @@ func refused(problem deliver.Problem, format string, args ...any) error {
 	return &deliver.Error{Problem: problem, State: deliver.StateUntouched, Err: fmt.Errorf(format, args...)}
 }
 
-// leastMemory is what writing takes, beside the index: workers, buffers, TLS.
-const leastMemory = 96 << 20
+// leastMemory is what has to be free for a job, in bytes, and leastLeft what of it
+// for the writing alone: workers, buffers, TLS.
+const (
+	leastMemory = 96 << 20
+	leastLeft   = 64 << 20
+)
 
 // Prepare implements agent.Installer.
 func (i *Installer) Prepare(ctx context.Context, job *wire.Job, progress *deliver.Progress, tell agent.Teller) (_ agent.Prepared, err error) {
@@ -108,24 +113,49 @@ func (i *Installer) Prepare(ctx context.Context, job *wire.Job, progress *delive
 	if err := p.twins(ctx, tell); err != nil {
 		return nil, err
 	}
+	if err := i.enoughLeft(); err != nil {
+		return nil, err
+	}
 	tell("plan", "done", "%v", p.Plan())
 	return p, nil
 }
 
 // enough refuses a machine that would run out of memory in the middle of a write,
-// and takes fewer workers where there is little.
+// and does with less where there is little.
 func (i *Installer) enough(o *deliver.Options) error {
 	if i.Memory == nil {
 		return nil
 	}
 	free := i.Memory()
 	if free < leastMemory {
-		return refused(deliver.ProblemTarget, "%d MiB of memory are free, and writing takes %d: the machine needs more for this environment", free>>20, leastMemory>>20)
+		return tooLittle(free, leastMemory)
 	}
 	if free < 2*leastMemory {
 		o.Workers = 4
 	}
+	if free < 4*leastMemory { // what is copied from another place is also to be had by the network
+		if o.CopyMemory = (free - leastMemory) / 4; o.CopyMemory < 4<<20 {
+			o.CopyMemory = -1
+		}
+	}
 	return nil
+}
+
+// enoughLeft is enough once the image's index and the plan are in memory: those
+// grow with the image.
+func (i *Installer) enoughLeft() error {
+	if i.Memory == nil {
+		return nil
+	}
+	debug.FreeOSMemory() // else what is garbage counts as used
+	if free := i.Memory(); free < leastLeft {
+		return tooLittle(free, leastLeft)
+	}
+	return nil
+}
+
+func tooLittle(free, least int64) error {
+	return refused(deliver.ProblemTarget, "%d MiB of memory are free, and writing takes %d: the machine needs more for this environment", free>>20, least>>20)
 }
 
 // prepared is a job on its disk.
