@@ -30,6 +30,8 @@ var rules = []struct {
 	{pkg: "pkg/deliver/agent/hw", banned: []string{"net/http", "os/exec", module + "pkg/deliver/..."}, why: "modules are files"},
 	{pkg: "pkg/deliver/agent/network", banned: []string{"os/exec", module + "pkg/deliver", module + "pkg/deliver/agent/hw", module + "pkg/deliver/netboot", module + "pkg/deliver/netboot/dhcp"}, why: "the client side of DHCP knows nothing of the server's"},
 	{pkg: "pkg/deliver/agent/clock", banned: []string{module + "pkg/...", "net/http"}, why: "a clock is numbers"},
+	{pkg: "pkg/deliver/agent/kexec", banned: []string{"net/http", "os/exec", module + "pkg/deliver", module + "pkg/deliver/netboot/...", module + "pkg/diskimage/build", module + "pkg/diskimage/foreign"}, why: "a disk's bytes and one call of the kernel"},
+	{pkg: "pkg/deliver/agent/machine", banned: []string{"net/http", "os/exec", module + "pkg/deliver"}, why: "what firmware says is files"},
 	{pkg: "pkg/deliver/agent/rescue", banned: []string{module + "pkg/...", "os/exec"}, why: "it shows what it is handed, and starts nothing"},
 	{pkg: "pkg/deliver/netboot/localboot", banned: []string{module + "pkg/..."}, why: "local.efi is bytes"},
 	{pkg: "pkg/diskimage/environment", banned: []string{"golang.org/x/...", "github.com/klauspost/...", module + "pkg/diskimage/tree"},
