@@ -139,7 +139,7 @@ func runBuild(c *cli.Context) (err error) {
 	options := build.Options{
 		CacheDir: cache, WorkDir: c.String("scratch"), Refresh: c.Bool("refresh"),
 		Env: proxies(), Progress: steps.event, Now: time.Now, Evidence: wantsEvidence(c),
-		SecureBoot: efiSigner,
+		SecureBoot: efiSigner, Bases: bases(c),
 	}
 	if err := stepOptions(c, &options); err != nil {
 		return err
@@ -151,13 +151,13 @@ func runBuild(c *cli.Context) (err error) {
 	defer func() { err = errors.Join(err, memory.close()) }()
 	options.Program, options.Fetch = memory.program, memory.fetch
 	if same, err := memory.same(options, dir, ref); err != nil {
-		return recipeError(err)
+		return recipeError(baseError(err))
 	} else if same != nil {
 		return same.finish(c, out, begun)
 	}
 	image, err := build.Build(c.Context, r, options)
 	if err != nil {
-		return recipeError(err)
+		return recipeError(baseError(err))
 	}
 	defer func() { err = errors.Join(err, image.Close()) }()
 

@@ -48,6 +48,19 @@ func Keys(ctx context.Context, r *recipe.Recipe, o Options) (keys []StepKey, kno
 	return b.image.Record.Keys, true, nil
 }
 
+// through runs a step, and takes the key of the tree on: before it, where the
+// step's inputs are known, so that it knows its own key.
+func (b *builder) through(ctx context.Context, s step, run func(context.Context) error) error {
+	known, err := b.extend(ctx, s)
+	if err == nil {
+		err = run(ctx)
+	}
+	if err == nil && !known {
+		_, err = b.extend(ctx, s)
+	}
+	return err
+}
+
 // extend takes the key of the tree on to that after a step, and says whether the
 // step's inputs are known.
 func (b *builder) extend(ctx context.Context, s step) (bool, error) {
@@ -110,12 +123,18 @@ func (b *builder) treeInputs(context.Context) ([]StepInput, error) {
 	return in, nil
 }
 
-// bootInputs is what the recipe says of booting, and who signs it.
+// bootInputs is what the recipe says of booting, what a native initramfs
+// mounts, and who signs it.
 func (b *builder) bootInputs(context.Context) ([]StepInput, error) {
 	in, err := b.parts("boot", "arch")
 	if err != nil {
 		return nil, err
 	}
+	native, err := b.initramfsInputs()
+	if err != nil {
+		return nil, err
+	}
+	in = append(in, native...)
 	if s := b.options.SecureBoot; s != nil {
 		in = append(in, StepInput{"secure boot certificate", diskimage.DigestOf(s.Cert.Raw)})
 	}

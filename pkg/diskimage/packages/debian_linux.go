@@ -405,6 +405,9 @@ func (r *run) command(ctx context.Context, dir string) *exec.Cmd {
 	cmd.Dir = "/"
 	cmd.Env = append(append([]string{}, r.Env...), baseEnv...) // the last of a name counts
 	cmd.Env = append(cmd.Env, "TMPDIR="+dir, "SOURCE_DATE_EPOCH="+strconv.FormatInt(r.req.Epoch.Unix(), 10), "IMGPIPE_VARIANT="+d.Variant)
+	if r.req.NoInitramfs {
+		cmd.Env = append(cmd.Env, "IMGPIPE_INITRAMFS=no")
+	}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.Cancel = func() error { return unix.Kill(-cmd.Process.Pid, unix.SIGKILL) }
 	cmd.WaitDelay = 5 * time.Second

@@ -14,7 +14,7 @@
 // It guarantees that the same request against the same archive (the same
 // InRelease files) gives the same tree after Golden, whoever builds it, where
 // and when; that the distribution's initramfs is generated at most once for a
-// kernel; that a cached result needs no network; that the cache never holds
+// kernel, and not at all where none is wanted; that a cached result needs no network; that the cache never holds
 // anything half-made, whatever is killed; and that a cancelled run leaves no
 // process and no temporary directory behind.
 //
@@ -38,6 +38,8 @@ type Request struct {
 	Arch     string    // Debian's word: amd64, arm64
 	Packages []string  // names, NAME=VERSION or NAME/SUITE; their order means nothing
 	Epoch    time.Time // whole seconds; no timestamp in the tree is later
+
+	NoInitramfs bool // none is generated: whoever asks makes one
 }
 
 // Options says where and how, none of which changes the tree.
