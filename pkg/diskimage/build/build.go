@@ -127,11 +127,7 @@ func Build(ctx context.Context, r *recipe.Recipe, o Options) (*Image, error) {
 }
 
 func (b *builder) build(ctx context.Context) (err error) {
-	defer func() {
-		if b.box != nil {
-			err = errors.Join(err, b.box.Close())
-		}
-	}()
+	defer func() { err = errors.Join(err, b.closeSandbox()) }()
 	for _, s := range b.steps() {
 		err := b.through(ctx, s, func(ctx context.Context) error { return b.step(ctx, s.name, s.run) })
 		if err != nil {

@@ -32,7 +32,7 @@ func (b *builder) treeSteps() []step {
 	} else {
 		out = append(out, step{"base", b.baseInputs, b.base})
 		if len(b.recipe.Packages) > 0 {
-			out = append(out, step{"packages", nil, b.packages})
+			out = append(out, b.installStep())
 		}
 	}
 	out = append(out, b.runs("packages")...)
