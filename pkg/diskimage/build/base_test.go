@@ -191,7 +191,7 @@ func TestBasesRefused(t *testing.T) {
 		"{recipe: {file: arm.yaml}}":            "top.yaml:7:23: base.recipe.file: is a recipe for arm64, this one is for amd64",
 		"{recipe: {file: late.yaml}}":           "has the epoch 2027-11-01T00:00:00Z, which is later",
 		"{recipe: {file: broken.yaml}}":         "broken.yaml:2:",
-		"packages.yaml":                         "packages.yaml:8:1: packages: are installed on a Debian base only as yet",
+		"packages.yaml":                         "packages.yaml:8:1: packages: the tree has no package manager that is known here",
 		"{tar: {file: noise.tar}}":              "top.yaml:7:20: base.tar.file: ",
 		"{disk: {file: noise.tar}}":             "top.yaml:7:21: base.disk.file: ",
 		"{oci: {ref: 'registry.example/os:2'}}": "top.yaml:7:19: base.oci.ref: asked for registry.example/os:2",
