@@ -113,6 +113,11 @@ func serveSite(c *cli.Context, file string, now *site.Site) (err error) {
 		handler = slog.NewJSONHandler(c.App.ErrWriter, level)
 	}
 	log := slog.New(handler)
+	way, err := siteWay(c, now)
+	if err != nil {
+		return err
+	}
+	src := &source{way: way, state: now.State}
 	address, err := serverAddress(now)
 	if err != nil {
 		return err
@@ -122,8 +127,7 @@ func serveSite(c *cli.Context, file string, now *site.Site) (err error) {
 		return err
 	}
 	defer func() { closeAll(l) }() // again, where Run did so
-	src := &source{c: c, state: now.State}
-	kept, err := openBlobs(c, now, src, log)
+	kept, err := openBlobs(now, src, log)
 	if err != nil {
 		return err
 	}
@@ -167,6 +171,22 @@ func serveSite(c *cli.Context, file string, now *site.Site) (err error) {
 		err = errors.Join(cause, err)
 	}
 	return err // being told to stop is how a server ends
+}
+
+// siteWay is how the registries of a site are reached. A password on stdin is for
+// the one that SITE.yaml names; one that is only an order's, or that a later
+// SITE.yaml names, is reached as docker's configuration says.
+func siteWay(c *cli.Context, now *site.Site) (*refs.Way, error) {
+	for _, m := range now.Cache.Mirrors {
+		if err := c.Set("mirror", m); err != nil {
+			return nil, err
+		}
+	}
+	named := []string{now.Environment.Ref, now.Defaults.Image}
+	for _, m := range now.Machines {
+		named = append(named, m.Image)
+	}
+	return refs.ReadWay(c, named...)
 }
 
 // follow fetches the environment, and again when a site is loaded.
