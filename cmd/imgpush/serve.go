@@ -25,8 +25,8 @@ import (
 	"github.com/imgpipe/imgpipe/cmd/internal/refs"
 	"github.com/imgpipe/imgpipe/cmd/internal/ui"
 	"github.com/imgpipe/imgpipe/pkg/deliver/netboot"
-	"github.com/imgpipe/imgpipe/pkg/deliver/netboot/localboot"
 	"github.com/imgpipe/imgpipe/pkg/deliver/netboot/site"
+	"github.com/imgpipe/imgpipe/pkg/diskimage/boot/localboot"
 )
 
 func serveCommand() *cli.Command {
@@ -136,10 +136,7 @@ func serveSite(c *cli.Context, file string, now *site.Site) (err error) {
 	o := netboot.Options{
 		Site: now, Resolve: src.resolve, Address: address, PlainPort: port(l.Plain), TLSPort: port(l.TLS),
 		Cache: kept, Staged: kept.StageHandler(kept.find), Metrics: []func(io.Writer){kept.WriteMetrics},
-		Programs: map[string][]byte{}, Power: runPower, Now: time.Now, Rand: rand.Reader, Log: log,
-	}
-	for name, arch := range map[string]string{"local.efi": "amd64", "local-arm64.efi": "arm64"} {
-		o.Programs[name] = localboot.Program(arch)
+		Programs: localPrograms(), Power: runPower, Now: time.Now, Rand: rand.Reader, Log: log,
 	}
 	s, err := n.open(o, src)
 	if err != nil {
@@ -171,6 +168,15 @@ func serveSite(c *cli.Context, file string, now *site.Site) (err error) {
 		err = errors.Join(cause, err)
 	}
 	return err // being told to stop is how a server ends
+}
+
+// localPrograms send firmware on to its disk.
+func localPrograms() map[string][]byte {
+	out := map[string][]byte{}
+	for _, arch := range []string{"amd64", "arm64"} {
+		out[netboot.LocalName(arch)] = localboot.Program(arch)
+	}
+	return out
 }
 
 // siteWay is how the registries of a site are reached. A password on stdin is for
@@ -216,6 +222,14 @@ func (s *source) follow(ctx context.Context, server *netboot.Server, sites <-cha
 			again = time.After(environmentAgain)
 		default:
 			log.Info("environment", "ref", now.Environment.Ref, "digest", env.Digest, "name", env.Name, "version", env.Version)
+			if _, signed := env.Files[netboot.LocalFile]; !signed {
+				for _, m := range now.Machines {
+					if m.Level == "L2" {
+						log.Warn("environment: not signed for Secure Boot; machines of level L2 do not start it", "machine", m.Name)
+						break
+					}
+				}
+			}
 			server.SetEnvironment(env)
 		}
 	}

@@ -15,10 +15,10 @@ import (
 	"time"
 
 	"github.com/imgpipe/imgpipe/pkg/deliver/agent/efi"
-	"github.com/imgpipe/imgpipe/pkg/deliver/netboot/localboot"
 	"github.com/imgpipe/imgpipe/pkg/diskimage"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/boot"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/boot/authenticode"
+	"github.com/imgpipe/imgpipe/pkg/diskimage/boot/localboot"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/gpt"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/mkfs/fat"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/tree"

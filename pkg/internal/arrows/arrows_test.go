@@ -29,7 +29,7 @@ var rules = []struct {
 	{pkg: "pkg/deliver/agent/network", banned: []string{"os/exec", module + "pkg/deliver", module + "pkg/deliver/agent/hw", module + "pkg/deliver/netboot", module + "pkg/deliver/netboot/dhcp"}, why: "the client side of DHCP knows nothing of the server's"},
 	{pkg: "pkg/deliver/agent/clock", banned: []string{module + "pkg/...", "net/http"}, why: "a clock is numbers"},
 	{pkg: "pkg/deliver/agent/rescue", banned: []string{module + "pkg/...", "os/exec"}, why: "it shows what it is handed, and starts nothing"},
-	{pkg: "pkg/deliver/netboot/localboot", banned: []string{module + "pkg/..."}, why: "local.efi is bytes"},
+	{pkg: "pkg/diskimage/boot/localboot", banned: []string{module + "pkg/..."}, why: "local.efi is bytes"},
 	{pkg: "pkg/diskimage/environment", banned: []string{"golang.org/x/...", "github.com/klauspost/...", module + "pkg/diskimage/tree"},
 		why: "the agent reads what the build wrote with the standard library alone"},
 	{pkg: "pkg/diskimage/initramfs", banned: []string{module + "pkg/diskimage/recipe", module + "pkg/diskimage/packages", "os/exec"}, why: "modules come from a tree, whoever made it"},
