@@ -1,0 +1,79 @@
+package main
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	netlab "github.com/imgpipe/imgpipe/cmd/internal/lab"
+)
+
+// pressReset is a power command: it presses the reset button of the machine whose
+// monitor is its argument.
+const pressReset = `[python3, -c, 'import socket, sys; s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]); s.sendall(b"system_reset\n"); s.recv(64)', '%s']`
+
+// TestNetbootCycles deploys, boots and redeploys a machine IMGPIPE_CYCLES times (20),
+// two releases in turn, and nobody touches it: the server's power command restarts
+// it. Each cycle moves what differs, and ends with the image.
+func TestNetbootCycles(t *testing.T) {
+	f := netbootForge(t)
+	if os.Getenv("IMGPIPE_SOAK") == "" {
+		t.Skip("IMGPIPE_SOAK is not set: one cycle is in other tests")
+	}
+	cycles := 20
+	if s := os.Getenv("IMGPIPE_CYCLES"); s != "" {
+		var err error
+		if cycles, err = strconv.Atoi(s); err != nil {
+			t.Fatal(err)
+		}
+	}
+	const differ = 4 * mib
+	same := make([]byte, 48*mib)
+	_, _ = rand.NewChaCha8([32]byte{1}).Read(same)
+	for i, tag := range []string{"a", "b"} {
+		b, _ := bootDisk(t, 64*mib, "cycle", "release "+tag+" boots", goBack)
+		copy(b[12*mib:], same)
+		_, _ = rand.NewChaCha8([32]byte{2, byte(i)}).Read(b[20*mib : 20*mib+differ])
+		f.image(t, "cycle:"+tag, "2026-11-01", b)
+	}
+	n := newNetSite(t, siteSpec{
+		defaults: fmt.Sprintf("  image: %s/cycle:a\n  bootTimeout: none\n  config: {phoneHome: 'off'}\n", registryAt),
+		machines: "  - name: one\n    match: {uuid: 7a5c0000-1111-4222-8333-000000000001}\n"})
+	m := n.Machine(netlab.Spec{Name: "one", Number: 1, Firmware: netlab.HTTP})
+	n.rewrite("  - name: one\n", "  - name: one\n    power: "+fmt.Sprintf(pressReset, m.Monitor)+"\n")
+	m.PowerOn()
+	var first int64
+	for i := range cycles {
+		tag := []string{"a", "b"}[i%2]
+		begun := time.Now()
+		n.order("deploy", "one", "--image", registryAt+"/cycle:"+tag, "--wait")
+		m.Wait(bootTime, "release "+tag+" boots")
+		job := n.jobs()[0]
+		moved := job.Report.Bytes
+		t.Logf("cycle %d: release %s in %.0f s, fetched %.2f MiB, wrote %.2f MiB", i+1, tag, time.Since(begun).Seconds(), mebi(moved.Fetched), mebi(moved.Written))
+		if job.State != "committed" || job.Attempt != 1 {
+			t.Fatalf("%+v", job)
+		}
+		n.holds(m, "cycle:"+tag)
+		if i == 0 {
+			if first = moved.Fetched; first < int64(len(same)) {
+				t.Errorf("fetched %d bytes onto an empty disk", first)
+			}
+			continue
+		}
+		// What differs, and what the text lies in: the ESP's file of a MiB.
+		if moved.Fetched < differ || moved.Fetched > differ+2*mib {
+			t.Errorf("fetched %d bytes, where %d differ", moved.Fetched, differ)
+		}
+	}
+	if got := strings.Count(m.Text(), "imgpipe agent"); got != cycles {
+		t.Errorf("the environment ran %d times in %d cycles", got, cycles)
+	}
+	if strings.Contains(m.Text(), "Kernel panic") {
+		t.Error("a kernel panicked")
+	}
+}
