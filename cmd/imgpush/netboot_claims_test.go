@@ -86,7 +86,7 @@ func TestNetbootTwoClaimers(t *testing.T) {
 	if !job.Frozen || job.State != "writing" {
 		t.Errorf("%+v", job)
 	}
-	if text := n.order("machines"); !strings.Contains(text, "frozen") {
+	if text := n.order("machines"); !strings.Contains(text, "FROZEN") {
 		t.Errorf("no alarm in\n%s", text)
 	}
 	if text := n.In("curl", "-sS", "http://"+netlab.Address+"/metrics"); !strings.Contains(text, "imgpipe_jobs_frozen 1\n") {
