@@ -144,6 +144,7 @@ func copyDatabase(t *testing.T, from, to string) {
 // if the report had never come: the machine is asked to write once more, finds the
 // disk done, and writes nothing.
 func TestNetbootLostReport(t *testing.T) {
+	soak(t)
 	n, m := slowly(t)
 	state, kept := filepath.Join(n.root, "state"), t.TempDir()
 	n.serve.Kill()
@@ -176,6 +177,7 @@ func TestNetbootLostReport(t *testing.T) {
 // TestNetbootOlderImage deploys an image, and then an older one of the same name:
 // not without leave.
 func TestNetbootOlderImage(t *testing.T) {
+	soak(t)
 	n := oneMachine(t, "aged", "")
 	older, _ := bootDisk(t, 64*mib, "aged", "aged, of October", goBack)
 	n.image(t, "aged:october", "2026-10-01", older)

@@ -20,10 +20,8 @@ const pressReset = `[python3, -c, 'import socket, sys; s = socket.socket(socket.
 // two releases in turn, and nobody touches it: the server's power command restarts
 // it. Each cycle moves what differs, and ends with the image.
 func TestNetbootCycles(t *testing.T) {
+	soak(t)
 	f := netbootForge(t)
-	if os.Getenv("IMGPIPE_SOAK") == "" {
-		t.Skip("IMGPIPE_SOAK is not set: one cycle is in other tests")
-	}
 	cycles := 20
 	if s := os.Getenv("IMGPIPE_CYCLES"); s != "" {
 		var err error

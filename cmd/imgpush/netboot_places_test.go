@@ -15,14 +15,18 @@ func TestNetbootPlaces(t *testing.T) {
 		name     string
 		firmware netlab.Firmware
 		dhcp     string
+		soak     bool
 	}{
-		{"UEFI PXE and iPXE, relayed", netlab.PXE, "relayed"},
-		{"UEFI HTTP Boot, relayed", netlab.HTTP, "relayed"},
-		{"BIOS PXE and iPXE, relayed", netlab.BIOS, "relayed"},
-		{"UEFI HTTP Boot, on another host", netlab.HTTP, "elsewhere"},
-		{"UEFI PXE and iPXE, on another host", netlab.PXE, "elsewhere"},
+		{"UEFI PXE and iPXE, relayed", netlab.PXE, "relayed", false},
+		{"UEFI HTTP Boot, relayed", netlab.HTTP, "relayed", true},
+		{"BIOS PXE and iPXE, relayed", netlab.BIOS, "relayed", true},
+		{"UEFI HTTP Boot, on another host", netlab.HTTP, "elsewhere", false},
+		{"UEFI PXE and iPXE, on another host", netlab.PXE, "elsewhere", true},
 	} {
 		t.Run(strings.ReplaceAll(c.name, " ", "-"), func(t *testing.T) {
+			if c.soak {
+				soak(t)
+			}
 			f := netbootForge(t)
 			f.small(t, "small", "small boots")
 			n := newNetSite(t, siteSpec{dhcp: c.dhcp,

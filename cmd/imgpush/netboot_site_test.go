@@ -66,6 +66,14 @@ func netbootForge(t *testing.T) forge {
 	return forged.forge
 }
 
+// soak skips what `make test-netboot` leaves to `make soak`.
+func soak(t *testing.T) {
+	t.Helper()
+	if os.Getenv("IMGPIPE_SOAK") == "" {
+		t.Skip("IMGPIPE_SOAK is not set: make soak has it")
+	}
+}
+
 func makeForge(dir string) (f forge, err error) {
 	f = forge{dir: dir, store: filepath.Join(dir, "store"), key: filepath.Join(dir, "release"),
 		imgbuild: filepath.Join(dir, "imgbuild"), imgpush: filepath.Join(dir, "imgpush")}

@@ -168,6 +168,7 @@ func TestNetbootTampered(t *testing.T) {
 		n.holds(m, "tampered:1")
 	})
 	t.Run("in the cache", func(t *testing.T) {
+		soak(t)
 		n := oneMachine(t, "small", "")
 		n.large(t, "poisoned")
 		n.rewrite("/small:1", "/poisoned:1")
