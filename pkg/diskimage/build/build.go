@@ -26,7 +26,6 @@ import (
 
 	"github.com/imgpipe/imgpipe/pkg/diskimage"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/boot/authenticode"
-	"github.com/imgpipe/imgpipe/pkg/diskimage/customize"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/packages"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/recipe"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/tree"
@@ -42,6 +41,9 @@ type Options struct {
 	Progress func(Event)      // called in order; nil for none
 	Now      func() time.Time // for Record.Steps
 	Evidence bool             // Contents and Origin of the Image will be asked for
+	// Fetch brings an entry of the cache from elsewhere where it can; nil is nowhere.
+	Fetch   func(ctx context.Context, entry string)
+	Program string // what runs this, as exactly as it can be said: part of the steps' keys
 	// PolicyFiles checks the policy at path, and returns what it names by file: of
 	// an environment with a policy. nil is none.
 	PolicyFiles func(path string, text []byte) (map[string]string, error)
@@ -64,8 +66,11 @@ type Image struct {
 	Disk   diskimage.Disk
 	Table  *diskimage.Table
 	Record Record
-	files  []*os.File
-	made   made
+
+	Entries []string // of the cache, KIND/KEY, that the build used or made and others could use
+
+	files []*os.File
+	made  made
 }
 
 // Record is what went into an image, and what it took.
@@ -78,6 +83,7 @@ type Record struct {
 	RootSize  int64              `json:"rootSize"` // bytes
 	Kernel    string             `json:"kernel"`   // version
 	Steps     []StepTime         `json:"steps"`
+	Keys      []StepKey          `json:"keys,omitempty"` // of the steps that make the tree
 
 	SecureBoot string `json:"secureBoot,omitempty"` // SHA-256 of the certificate that the UKI is signed by
 
@@ -106,16 +112,15 @@ func (im *Image) Close() error {
 func Build(ctx context.Context, r *recipe.Recipe, o Options) (*Image, error) {
 	im := &Image{made: made{recipe: r}}
 	b := &builder{recipe: r, options: o, image: im}
-	for _, step := range []struct {
-		name string
-		run  func(context.Context) error
-	}{
-		{"packages", b.packages},
-		{"tree", b.customize},
-		{"boot", b.boot},
-		{"layout", b.layout},
-	} {
-		if err := b.step(ctx, step.name, step.run); err != nil {
+	for _, s := range b.steps() {
+		known, err := b.extend(ctx, s)
+		if err == nil {
+			err = b.step(ctx, s.name, s.run)
+		}
+		if err == nil && !known {
+			_, err = b.extend(ctx, s)
+		}
+		if err != nil {
 			return nil, errors.Join(err, im.Close())
 		}
 	}
@@ -129,8 +134,9 @@ type builder struct {
 	image   *Image
 	current string
 
-	tree *tree.Tree  // of the root and of what is mounted below it
-	uki  *tree.Inode // the EFI program that boots the image
+	tree *tree.Tree       // of the root and of what is mounted below it
+	key  diskimage.Digest // what decides tree as it is now; see extend
+	uki  *tree.Inode      // the EFI program that boots the image
 }
 
 func (b *builder) step(ctx context.Context, name string, run func(context.Context) error) error {
@@ -154,25 +160,20 @@ func (b *builder) say(note string) {
 	}
 }
 
-// packages runs the package manager, or finds what it made before.
-func (b *builder) packages(ctx context.Context) error { return b.debian(ctx, *b.recipe.Base.Debian) }
-
 // debian has the recipe's packages brought from a base.
 func (b *builder) debian(ctx context.Context, base recipe.DebianBase) error {
-	r, debian := b.recipe, b.options.debian
+	debian, res := b.options.debian, b.image.made.packages
 	if debian == nil {
 		debian = packages.Debian
 	}
-	res, err := debian(ctx, packages.Request{
-		Debian: base, Arch: r.Arch, Packages: r.Packages, Epoch: r.Epoch,
-	}, packages.Options{
-		CacheDir: b.options.CacheDir, WorkDir: b.options.WorkDir, Refresh: b.options.Refresh,
-		Env: b.options.Env, Log: b.options.Log, Now: b.options.Now, Progress: b.packageEvent,
-	})
-	if err != nil {
-		return b.locate(err)
+	if res == nil {
+		var err error
+		if res, err = debian(ctx, b.packageRequest(base), b.packageOptions()); err != nil {
+			return b.locate(err)
+		}
+		b.image.made.packages = res
 	}
-	b.image.made.packages = res
+	b.image.Entries = append(b.image.Entries, res.Entries...)
 	rec := &b.image.Record
 	rec.Packages, rec.Sources, rec.FromCache = res.Packages, res.Sources, res.FromCache
 	if !res.FromCache {
@@ -194,6 +195,17 @@ func (b *builder) debian(ctx context.Context, base recipe.DebianBase) error {
 		b.image.made.installed = b.tree.Clone()
 	}
 	return nil
+}
+
+func (b *builder) packageRequest(base recipe.DebianBase) packages.Request {
+	return packages.Request{Debian: base, Arch: b.recipe.Arch, Packages: b.recipe.Packages, Epoch: b.recipe.Epoch}
+}
+
+func (b *builder) packageOptions() packages.Options {
+	o := b.options
+	return packages.Options{
+		CacheDir: o.CacheDir, WorkDir: o.WorkDir, Refresh: o.Refresh, Env: o.Env, Log: o.Log, Now: o.Now, Progress: b.packageEvent, Fetch: o.Fetch,
+	}
 }
 
 // locate gives each package that the archive does not have its place in the
@@ -243,20 +255,4 @@ func (b *builder) packageEvent(e packages.Event) {
 		note += fmt.Sprintf(" %d of %d", e.Done, e.Total)
 	}
 	b.say(strings.TrimSpace(note + " " + e.Item))
-}
-
-// customize turns the package manager's tree into the recipe's.
-func (b *builder) customize(context.Context) error {
-	if err := packages.Golden(b.tree, b.recipe.Epoch); err != nil {
-		return err
-	}
-	if err := customize.Apply(b.tree, b.recipe); err != nil {
-		return err
-	}
-	if !b.options.Evidence {
-		return nil
-	}
-	var err error
-	b.image.made.sources, err = listSources(b.recipe)
-	return err
 }

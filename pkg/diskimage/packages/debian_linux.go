@@ -60,6 +60,9 @@ func Debian(ctx context.Context, req Request, o Options) (*Result, error) {
 		return nil, fmt.Errorf("debian: %w", err)
 	}
 	res, err := r.result(ctx)
+	if err == nil {
+		res.Entries = r.entries(res.Key)
+	}
 	if err != nil {
 		if ctx.Err() != nil {
 			err = ctx.Err() // whatever else broke broke because of that
@@ -67,6 +70,37 @@ func Debian(ctx context.Context, req Request, o Options) (*Result, error) {
 		return nil, fmt.Errorf("debian: %w", err)
 	}
 	return res, nil
+}
+
+// Cached returns the tree that a request last led to, nil where the cache has none.
+// It needs neither rights nor network.
+func Cached(ctx context.Context, req Request, o Options) (*Result, error) {
+	r, err := newRun(ctx, req, o)
+	if err != nil {
+		return nil, fmt.Errorf("debian: %w", err)
+	}
+	return r.last(ctx), nil
+}
+
+// last returns what the request last led to, here or where Fetch finds it.
+func (r *run) last(ctx context.Context) *Result {
+	res := r.cache.last(r.request)
+	if res == nil && r.Fetch != nil {
+		r.Fetch(ctx, "requests/"+r.request.Hex())
+		if key, ok := r.cache.lastKey(r.request); ok {
+			r.Fetch(ctx, "roots/"+key.Hex())
+		}
+		res = r.cache.last(r.request)
+	}
+	if res != nil {
+		res.FromCache = true
+		res.Entries = r.entries(res.Key)
+	}
+	return res
+}
+
+func (r *run) entries(key diskimage.Digest) []string {
+	return []string{"roots/" + key.Hex(), "requests/" + r.request.Hex()}
 }
 
 // run is one call of Debian.
@@ -135,8 +169,7 @@ func toolVersion(ctx context.Context) (string, error) {
 // same request wait for each other, so that one does the work.
 func (r *run) result(ctx context.Context) (*Result, error) {
 	if !r.Refresh {
-		if res := r.cache.last(r.request); res != nil {
-			res.FromCache = true
+		if res := r.last(ctx); res != nil {
 			return res, nil
 		}
 	}
@@ -250,7 +283,10 @@ func (r *run) runIn(ctx context.Context, dir string, mayMove bool) (_ *Result, e
 	t.decide = func(s []Source) (bool, error) {
 		key, err := keyOf(r.request, s)
 		if err == nil {
-			cached = r.cache.root(key)
+			if cached = r.cache.root(key); cached == nil && r.Fetch != nil {
+				r.Fetch(ctx, "roots/"+key.Hex())
+				cached = r.cache.root(key)
+			}
 		}
 		return cached == nil, err
 	}

@@ -23,6 +23,7 @@
 package packages
 
 import (
+	"context"
 	"io"
 	"strings"
 	"time"
@@ -48,6 +49,9 @@ type Options struct {
 	Progress func(Event)      // called in order from one goroutine; nil for none
 	Log      io.Writer        // gets the tools' own output as it comes; nil for none
 	Now      func() time.Time // for Result.Steps; nil records no times
+	// Fetch brings a cache entry, KIND/KEY, from elsewhere where it can: tried
+	// before the entry is made. nil is nowhere.
+	Fetch func(ctx context.Context, entry string)
 }
 
 // Event is a moment of a run. Total is 0 where it is not known.
@@ -74,6 +78,7 @@ const (
 type Result struct {
 	Tar       string           `json:"-"` // path of an uncompressed pax tar
 	FromCache bool             `json:"-"`
+	Entries   []string         `json:"-"`    // of the cache, KIND/KEY: what the next such request finds
 	Key       diskimage.Digest `json:"key"`  // of the request and the archive's state
 	Size      int64            `json:"size"` // of Tar in bytes
 	Digest    diskimage.Digest `json:"digest"`

@@ -27,8 +27,11 @@ func (c *checker) check() {
 	for i := range c.r.Files {
 		c.file(&c.r.Files[i], fmt.Sprintf("files[%d]", i))
 	}
+	c.base()
+	c.run()
 	c.accounts()
 	c.units()
+	c.boot()
 	c.disk()
 }
 

@@ -107,7 +107,7 @@ func TestEveryKeyIsDecoded(t *testing.T) {
 		Systemd: Systemd{Enable: []string{"getty@ttyS0.service"}, Disable: []string{}, Mask: []string{"x.timer"},
 			DefaultTarget: "multi-user.target"},
 		Hostname: "golden.example", Timezone: "Europe/Berlin", Locale: "de_DE.UTF-8",
-		Boot: Boot{Firmware: "uefi", Loader: "uki", Cmdline: "console=ttyS0"},
+		Boot: Boot{Firmware: "uefi", Loader: "uki", Initramfs: "distribution", Cmdline: "console=ttyS0"},
 		Disk: Disk{Size: 4 << 30, SectorSize: 4096, Partitions: []Partition{
 			{Name: "esp", Type: "esp", Filesystem: "fat32", Label: "EFI", Size: 512 << 20, Mount: "/boot/efi"},
 			{Name: "config", Type: "config", Label: "CIDATA", Size: 8 << 20},
@@ -135,7 +135,7 @@ func TestDefaults(t *testing.T) {
 		Users: []User{
 			{Name: "root", Home: "/root", Shell: "/bin/sh", PasswordHash: "!"}, {Name: "a", Home: "/home/a", Shell: "/bin/sh", PasswordHash: "!"},
 		},
-		Hostname: "localhost", Timezone: "UTC", Locale: "C.UTF-8", Boot: Boot{Firmware: "uefi", Loader: "uki"},
+		Hostname: "localhost", Timezone: "UTC", Locale: "C.UTF-8", Boot: Boot{Firmware: "uefi", Loader: "uki", Initramfs: "distribution"},
 		Disk: Disk{SectorSize: 512, Partitions: []Partition{
 			{Name: "esp", Type: "esp", Filesystem: "fat32", Size: 64 << 20},
 			{Name: "root", Type: "root", Filesystem: "ext4", FreePercent: 100, Mount: "/"},

@@ -199,8 +199,8 @@ func TestTheSchemaRefusesWhatLoadRefuses(t *testing.T) {
 	for _, wrong := range []string{
 		"paackages: [vim]", "release: 2026.1", "arch: i386", "epoch: 2026-11-01", "packages: [Vim]", "packages: vim", "packages: ~",
 		"files: [{content: x}]", `files: [{path: /a, directory: false}]`, "files: [{path: /a, mode: 420}]", "users: [{name: Ops}]",
-		"users: [{name: a, uid: -1}]", "users: [{name: a, uid: 1.5}]", "users: [{name: a, system: \"yes\"}]", "boot: {firmware: bios}",
-		"disk: {size: 4GB}", "disk: {sectorSize: 520}", "disk: {partitions: [{name: a, type: swap}]}", "disk: {partitions: [{size: 1MiB}]}",
+		"users: [{name: a, uid: -1}]", "users: [{name: a, uid: 1.5}]", "users: [{name: a, system: \"yes\"}]", "boot: {firmware: coreboot}",
+		"disk: {size: 4GB}", "disk: {sectorSize: 520}", "disk: {partitions: [{name: a, type: swop}]}", "disk: {partitions: [{size: 1MiB}]}",
 		"disk: {partitions: [{name: a, free: 100}]}", "test: {timeout: 5}", "vars: {a: [b]}", "vars: {1a: b}", "version: 2",
 		"extends: [5]", "base: {debian: {suite: x, variant: y}}", "users: [{name: a, gecos: \"a:b\"}]",
 	} {

@@ -137,7 +137,7 @@ func TestCanonicalIsPinned(t *testing.T) {
 		t.Fatal(err)
 	}
 	const want = `{"arch":"amd64","base":{"debian":{"components":["main"],"suite":"bookworm","variant":"minbase"}},` +
-		`"boot":{"firmware":"uefi","loader":"uki"},"disk":{"partitions":[{"filesystem":"fat32","name":"esp","size":"64MiB","type":"esp"},` +
+		`"boot":{"firmware":"uefi","initramfs":"distribution","loader":"uki"},"disk":{"partitions":[{"filesystem":"fat32","name":"esp","size":"64MiB","type":"esp"},` +
 		`{"filesystem":"ext4","free":"100%","mount":"/","name":"root","type":"root"}],"sectorSize":512},"epoch":"2026-11-01T00:00:00Z",` +
 		`"hostname":"localhost","kind":"DiskImage","locale":"C.UTF-8","name":"ok","release":"1","test":{"timeout":"5m"},"timezone":"UTC","version":1}`
 	if got := string(r.Canonical()); got != want {

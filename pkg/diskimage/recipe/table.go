@@ -43,6 +43,7 @@ func commonFields(base *shape) []*field {
 // recipeShape is the table of all there is in a recipe for a disk image.
 var recipeShape = &shape{kind: mapping, fields: append(slices.Insert(commonFields(baseShape), 5,
 	&field{name: "flavour", doc: "Tells images of one name apart.", shape: one(nameShape)}), []*field{
+	{name: "run", doc: "Steps that run in the tree.", shape: manyMaps("step", "name", runShape)},
 	{name: "files", doc: "Files, links and directories put into the tree after the packages.", shape: manyMaps("file", "path", fileShape)},
 	{name: "remove", doc: "Absolute patterns of what to remove; ** is any number of names.",
 		shape: many("pattern", checked("an absolute pattern", 0, checkGlob))},
@@ -61,12 +62,56 @@ var recipeShape = &shape{kind: mapping, fields: append(slices.Insert(commonField
 	{name: "test", doc: "What imgbuild test looks for on the console.", shape: testShape},
 }...)}
 
-var baseShape = &shape{kind: mapping, oneOf: []string{"debian"}, fields: []*field{
+var bases = []string{"debian", "oci", "tar", "dir", "disk", "recipe", "scratch"}
+
+var baseShape = &shape{kind: mapping, oneOf: bases, rivals: bases, fields: []*field{
 	{name: "debian", doc: "A tree made by Debian's package manager.", shape: &shape{kind: mapping, fields: append([]*field{
 		debianFields[0],
 		{name: "variant", doc: "Which packages are there from the start: mmdebstrap's word.", preset: "minbase",
 			shape: one(oneWord("essential", "apt", "required", "minbase", "buildd", "important", "debootstrap", "standard"))},
 	}, debianFields[1:]...)}},
+	{name: "oci", doc: "The tree of a container image.", shape: &shape{kind: mapping, fields: []*field{
+		{name: "ref", doc: "Reference of a registry, or oci:DIR[:TAG] relative to this recipe file.", required: true, shape: one(refShape)},
+	}}},
+	{name: "tar", doc: "The tree in a tar, which may be compressed.", shape: &shape{kind: mapping, fields: []*field{
+		{name: "file", doc: "The tar, relative to this recipe file.", required: true, shape: one(besideShape)},
+	}}},
+	{name: "dir", doc: "The tree below a folder, owned by root.", shape: &shape{kind: mapping, fields: []*field{
+		{name: "path", doc: "The folder, relative to this recipe file.", required: true, shape: one(besideShape)},
+	}}},
+	{name: "disk", doc: "The root tree of a disk that is there already.", shape: &shape{kind: mapping, oneOf: diskBases, rivals: diskBases, fields: []*field{
+		{name: "file", doc: "A raw or qcow2 disk, relative to this recipe file.", shape: one(besideShape)},
+		{name: "ref", doc: "An artifact of ours: in a registry, or oci:DIR[:TAG].", shape: one(refShape)},
+		{name: "partition", doc: "Name or number of the root's partition; else the one that looks like a root.", shape: one(lineOf("a partition", 36))},
+	}}},
+	{name: "recipe", doc: "The tree that another recipe makes.", shape: &shape{kind: mapping, fields: []*field{
+		{name: "file", doc: "The recipe, relative to this one.", required: true, shape: one(besideShape)},
+	}}},
+	{name: "scratch", doc: "Nothing: an empty tree.", shape: &shape{kind: mapping}},
+}}
+
+var diskBases = []string{"file", "ref"}
+
+var refShape = matching("a reference such as registry.example/image:tag or oci:DIR:TAG", `[A-Za-z0-9][A-Za-z0-9._:/@+-]*`, 1024)
+
+var runShape = &shape{kind: mapping, fields: []*field{
+	{name: "name", doc: "What the step is called.", required: true, shape: one(nameShape)},
+	{name: "script", doc: "For /bin/sh -eu, or what its #! line names.", required: true, shape: one(checked("a script", 0, nil))},
+	{name: "after", doc: "What is there before it.", preset: "files", shape: one(oneWord("packages", "files"))},
+	{name: "network", doc: "Has the network of the host.", shape: one(trueOrFalse)},
+	{name: "user", doc: "Who runs it.", preset: "root", shape: one(matching("a user's name or number", accountName+`|`+accountID, 32))},
+	{name: "workdir", doc: "Where it starts.", preset: "/", shape: one(pathShape)},
+	{name: "env", doc: "Environment, besides the fixed one.", shape: &shape{kind: mapping,
+		value: &scalarShape{want: "text, a number, or true or false", class: text | number | truth}}},
+	{name: "cache", doc: "Folders that are kept from build to build and are not of the image.", shape: many("folder", checked("an absolute path", 0, checkNotRoot))},
+	{name: "secrets", doc: "Texts that it reads and that never reach the image.", shape: manyMaps("secret", "name", &shape{kind: mapping, fields: []*field{
+		{name: "name", doc: "As --secret names it.", required: true, shape: one(nameShape)},
+		{name: "path", doc: "Where the step finds it; else /run/secrets/NAME.", shape: one(checked("an absolute path", 0, checkNotRoot))},
+	}})},
+	{name: "mounts", doc: "Files and folders beside the recipe that it sees, read-only.", shape: manyMaps("mount", "path", &shape{kind: mapping, fields: []*field{
+		{name: "path", doc: "Where the step finds it.", required: true, shape: one(checked("an absolute path", 0, checkNotRoot))},
+		{name: "source", doc: "A file or folder, relative to this recipe file.", required: true, shape: one(besideShape)},
+	}})},
 }}
 
 // debianFields is where Debian's packages come from.
@@ -122,9 +167,21 @@ var systemdShape = &shape{kind: mapping, fields: []*field{
 }}
 
 var bootShape = &shape{kind: mapping, fields: []*field{
-	{name: "firmware", doc: "Firmware that starts the image.", preset: "uefi", shape: one(oneWord("uefi"))},
-	{name: "loader", doc: "What the firmware starts: a unified kernel image.", preset: "uki", shape: one(oneWord("uki"))},
+	{name: "firmware", doc: "Firmware that starts the image; hybrid is both.", preset: "uefi", shape: one(oneWord("uefi", "bios", "hybrid"))},
+	{name: "loader", doc: "What UEFI starts: the unified kernel image itself, or systemd-boot. BIOS starts GRUB.", preset: "uki", shape: one(oneWord("uki", "systemd-boot"))},
+	{name: "initramfs", doc: "Whose initramfs: the distribution's, or imgbuild's own.", preset: "distribution", shape: one(oneWord("distribution", "native"))},
 	{name: "cmdline", doc: "Kernel command line, without root=, ro and rw.", shape: one(checked("a kernel command line", 0, checkCmdline))},
+	{name: "entries", doc: "Further entries of the boot menu.", shape: manyMaps("entry", "name", &shape{kind: mapping, fields: []*field{
+		{name: "name", doc: "Name of the entry, part of file names.", required: true, shape: one(nameShape)},
+		{name: "title", doc: "What the menu shows.", shape: one(lineOf("a title", 64))},
+		{name: "cmdline", doc: "Kernel command line, instead of the image's.", shape: one(checked("a kernel command line", 0, checkCmdline))},
+	}})},
+	{name: "timeout", doc: "How long the boot menu shows; not at all by default.", shape: one(timeoutShape)},
+	{name: "tries", doc: "Boots that may fail before another entry is tried.", shape: one(wholeNumber[int]("a number from 1 to 99", 1, 99))},
+	{name: "secureBoot", doc: "Signs what UEFI starts.", local: true, shape: &shape{kind: mapping, fields: []*field{
+		{name: "key", doc: "File of the private key, PEM.", shape: one(besideShape)},
+		{name: "cert", doc: "File of its certificate, PEM.", shape: one(besideShape)},
+	}}},
 }}
 
 var diskShape = &shape{kind: mapping, fields: []*field{
@@ -140,13 +197,16 @@ var diskShape = &shape{kind: mapping, fields: []*field{
 var partitionShape = &shape{kind: mapping, rivals: []string{"size", "free"}, fields: []*field{
 	{name: "name", doc: "GPT name.", required: true,
 		shape: one(matching("a partition name: A-Z, a-z, 0-9, ., _ and -, a letter or digit first", `[A-Za-z0-9][A-Za-z0-9._-]*`, 36))},
-	{name: "type", doc: "What the partition is for.", required: true, shape: one(oneWord("esp", "config", "root", "data"))},
-	{name: "filesystem", doc: "Filesystem to make; esp: fat32, root: ext4.", shape: one(oneWord("ext4", "fat32", "fat16", "fat"))},
+	{name: "type", doc: "What the partition is for.", required: true, shape: one(oneWord("esp", "bios", "config", "root", "verity", "swap", "data"))},
+	{name: "filesystem", doc: "Filesystem to make; esp: fat32, root: ext4.", shape: one(oneWord("ext4", "erofs", "fat32", "fat16", "fat"))},
 	{name: "label", doc: "Filesystem label.", shape: one(lineOf("a label", 16))},
 	{name: "size", doc: "Size of the partition; auto for ext4.", shape: one(sizeShape)},
 	{name: "free", doc: "Room beside what is used, in percent of it.", goName: "FreePercent", shape: one(percentShape)},
 	{name: "grow", doc: "Reaches to the end of the disk it is written to.", shape: one(trueOrFalse)},
 	{name: "mount", doc: "Where the image mounts it.", shape: one(pathShape)},
+	{name: "readOnly", doc: "Nothing writes to it.", shape: one(trueOrFalse)},
+	{name: "slot", doc: "Which of two roots it is.", shape: one(oneWord("a", "b"))},
+	{name: "for", doc: "Of a verity partition: whose hashes it holds.", shape: one(lineOf("a partition's name", 36))},
 }}
 
 var testShape = &shape{kind: mapping, fields: []*field{

@@ -23,6 +23,7 @@ type Recipe struct {
 	Vars     map[string]string
 	Base     Base
 	Packages []string
+	Run      []Run
 	Files    []File
 	Remove   []string // absolute glob patterns; ** crosses directories
 	Users    []User
@@ -70,7 +71,70 @@ const KindDiskImage = "DiskImage"
 
 // Base is where the tree starts: exactly one field is set.
 type Base struct {
-	Debian *DebianBase
+	Debian  *DebianBase
+	OCI     *OCIBase
+	Tar     *TarBase
+	Dir     *DirBase
+	Disk    *DiskBase
+	Recipe  *RecipeBase
+	Scratch *ScratchBase
+}
+
+// OCIBase is the tree of a container image.
+type OCIBase struct {
+	Ref string // of a registry, or oci:DIR[:TAG] with DIR as a path that the process can open
+}
+
+// TarBase is the tree in a tar, which may be compressed.
+type TarBase struct {
+	File string // a path that the process can open
+}
+
+// DirBase is the tree below a folder, owned by root.
+type DirBase struct {
+	Path string // a path that the process can open
+}
+
+// DiskBase is the root tree of a disk: a file, or one of our artifacts.
+type DiskBase struct {
+	File      string // raw or qcow2, as a path that the process can open
+	Ref       string // of a registry, or oci:DIR[:TAG]
+	Partition string // name or number; "" is the one that looks like a root
+}
+
+// RecipeBase is the tree of another recipe, as it is before anything that boots
+// is made of it.
+type RecipeBase struct {
+	File string // a path that the process can open
+}
+
+// ScratchBase is an empty tree.
+type ScratchBase struct{}
+
+// Run is a step that runs in the tree.
+type Run struct {
+	Name    string
+	Script  string            // for /bin/sh -eu, or what its #! line names
+	After   string            // packages, files
+	Network bool              // the host's; without it only loopback
+	User    string            // name or number in the tree
+	Workdir string            // in the tree
+	Env     map[string]string // besides the fixed ones
+	Cache   []string          // folders that are kept from build to build, and are not of the tree
+	Secrets []Secret
+	Mounts  []Mount
+}
+
+// Secret is a text that a step reads and that never reaches the tree.
+type Secret struct {
+	Name string // as --secret names it
+	Path string // where the step finds it; default /run/secrets/NAME
+}
+
+// Mount is a file or folder beside the recipe that a step sees, read-only.
+type Mount struct {
+	Path   string // in the tree
+	Source string // a path that the process can open
 }
 
 // DebianBase is a tree made by Debian's package manager.
@@ -126,9 +190,22 @@ type Systemd struct {
 
 // Boot says how the image starts.
 type Boot struct {
-	Firmware string // uefi
-	Loader   string // uki
-	Cmdline  string // without root= and rw/ro, which are the build's business
+	Firmware  string        // uefi, bios, hybrid: both
+	Loader    string        // of UEFI: uki, systemd-boot
+	Initramfs string        // distribution, native
+	Cmdline   string        // without root= and rw/ro, which are the build's business
+	Entries   []Entry       // of the boot menu, besides the image's own
+	Timeout   time.Duration // for which the menu shows; 0 is not at all
+	Tries     int           // boots that may fail before another entry is tried; 0 is no counting
+
+	SecureBoot SecureBoot // signs what UEFI starts
+}
+
+// Entry is a further entry of the boot menu: the image with another command line.
+type Entry struct {
+	Name    string
+	Title   string // default: the image's with Name
+	Cmdline string // instead of Boot.Cmdline
 }
 
 // Disk is the layout of the image.
@@ -141,13 +218,16 @@ type Disk struct {
 // Partition is one entry of disk.partitions.
 type Partition struct {
 	Name        string
-	Type        string // esp, config, root, data
-	Filesystem  string // fat32, fat16, fat, ext4; "" for config (a NoCloud FAT) or none
+	Type        string // esp, bios, config, root, verity, swap, data
+	Filesystem  string // fat32, fat16, fat, ext4, erofs; "" for config (a NoCloud FAT) or none
 	Label       string
 	Size        int64 // bytes; 0 is auto (ext4 only)
 	FreePercent int   // room beside what is used, in percent of it; default 100; 0 where Size is not auto
 	Grow        bool
 	Mount       string // "/" for the root, "" where it is not mounted
+	ReadOnly    bool   // a root or data partition that nothing writes to
+	Slot        string // a, b: of a root that there are two of; "" otherwise
+	For         string // of a verity partition: the name of the one whose hashes it holds
 }
 
 // Test is what `imgbuild test` looks for on the console.
