@@ -11,8 +11,8 @@
 //
 // Other hosts have a namespace each, on the same wire or behind a router:
 //
-//	dhcp := l.Beside("dhcp", "10.77.0.2/24")
-//	dhcp.Start("dnsmasq", …)
+//	dhcp := l.Beside("10.77.0.2/24")
+//	dhcp.Start("dnsmasq", "dnsmasq", "--interface="+lab.Uplink, …)
 //
 // Machines keep their disks and EFI variables from one power-on to the next, and
 // no boot order is forced on them: what boots is what their firmware decides.
