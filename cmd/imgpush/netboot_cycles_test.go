@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
@@ -13,8 +14,14 @@ import (
 )
 
 // pressReset is a power command: it presses the reset button of the machine whose
-// monitor is its argument.
-const pressReset = `[python3, -c, 'import socket, sys; s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]); s.sendall(b"system_reset\n"); s.recv(64)', '%s']`
+// monitor is its argument, and waits for the prompt behind the one it began with.
+const pressReset = `import socket, sys
+s, said = socket.socket(socket.AF_UNIX), b""
+s.connect(sys.argv[1])
+s.sendall(b"system_reset\n")
+while said.count(b"(qemu)") < 2:
+    said += s.recv(4096)
+`
 
 // TestNetbootCycles deploys, boots and redeploys a machine IMGPIPE_CYCLES times (20),
 // two releases in turn, and nobody touches it: the server's power command restarts
@@ -42,7 +49,11 @@ func TestNetbootCycles(t *testing.T) {
 		defaults: fmt.Sprintf("  image: %s/cycle:a\n  bootTimeout: none\n  config: {phoneHome: 'off'}\n", registryAt),
 		machines: "  - name: one\n    match: {uuid: 7a5c0000-1111-4222-8333-000000000001}\n"})
 	m := n.Machine(netlab.Spec{Name: "one", Number: 1, Firmware: netlab.HTTP})
-	n.rewrite("  - name: one\n", "  - name: one\n    power: "+fmt.Sprintf(pressReset, m.Monitor)+"\n")
+	script := filepath.Join(n.root, "reset.py")
+	if err := os.WriteFile(script, []byte(pressReset), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	n.rewrite("  - name: one\n", fmt.Sprintf("  - name: one\n    power: [python3, %s, %s]\n", script, m.Monitor))
 	m.PowerOn()
 	var first int64
 	for i := range cycles {

@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -191,9 +192,14 @@ func (m *Machine) Reset() {
 	m.l.t.Helper()
 	conn, err := net.Dial("unix", m.Monitor)
 	if err == nil {
-		_ = conn.SetDeadline(time.Now().Add(10 * time.Second))
+		_ = conn.SetDeadline(time.Now().Add(time.Minute))
 		_, err = io.WriteString(conn, "system_reset\n")
-		_, _ = io.ReadAll(io.LimitReader(conn, 64)) // what it greets with: then it has read the line
+		for said := []byte{}; err == nil && bytes.Count(said, []byte("(qemu)")) < 2; { // a prompt before the order, and one when it is done
+			b := make([]byte, 4096)
+			var n int
+			n, err = conn.Read(b)
+			said = append(said, b[:n]...)
+		}
 		err = errors.Join(err, conn.Close())
 	}
 	if err != nil {
