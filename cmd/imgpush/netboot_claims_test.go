@@ -13,6 +13,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	netlab "github.com/imgpipe/imgpipe/cmd/internal/lab"
 	"github.com/imgpipe/imgpipe/pkg/deliver/netboot/agenttest"
 	"github.com/imgpipe/imgpipe/pkg/deliver/netboot/wire"
@@ -109,7 +111,7 @@ func frozen(err error) bool {
 	return ok && r.Status == http.StatusLocked && r.Code == wire.Frozen
 }
 
-// sumOf is the digest of a disk.
+// sumOf is a digest of where a disk has data, and of the data.
 func sumOf(t *testing.T, m *netlab.Machine) string {
 	t.Helper()
 	f, err := os.Open(m.Disk)
@@ -118,10 +120,22 @@ func sumOf(t *testing.T, m *netlab.Machine) string {
 	}
 	defer f.Close()
 	h := sha256.New()
-	if _, err := io.Copy(h, f); err != nil {
-		t.Fatal(err)
+	for at := int64(0); ; {
+		from, err := unix.Seek(int(f.Fd()), at, unix.SEEK_DATA)
+		if errors.Is(err, unix.ENXIO) { // no more
+			return fmt.Sprintf("%x", h.Sum(nil))
+		}
+		if err == nil {
+			at, err = unix.Seek(int(f.Fd()), from, unix.SEEK_HOLE)
+		}
+		fmt.Fprintln(h, from, at)
+		if err == nil {
+			_, err = io.Copy(h, io.NewSectionReader(f, from, at-from))
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
 	}
-	return fmt.Sprintf("%x", h.Sum(nil))
 }
 
 // copyDatabase copies the files of a server's jobs, while it is stopped.
