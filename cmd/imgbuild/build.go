@@ -133,7 +133,7 @@ func runBuild(c *cli.Context) (err error) {
 	}
 
 	if r.Kind == recipe.KindEnvironment {
-		return buildEnvironment(c, r, dir, ref, out, cache, key, begun)
+		return buildEnvironment(c, r, dir, ref, out, cache, efiSigner, key, begun)
 	}
 	steps := &buildSteps{talk: talk}
 	options := build.Options{
