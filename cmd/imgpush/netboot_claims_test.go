@@ -112,7 +112,7 @@ func frozen(err error) bool {
 }
 
 // sumOf is a digest of where a disk has data, and of the data.
-func sumOf(t *testing.T, m *netlab.Machine) string {
+func machineSum(t *testing.T, m *netlab.Machine) string {
 	t.Helper()
 	f, err := os.Open(m.Disk)
 	if err != nil {
@@ -168,7 +168,7 @@ func TestNetbootLostReport(t *testing.T) {
 	n.state("committed")
 	m.Wait(bootTime, "large boots")
 	m.PowerCut()
-	before := sumOf(t, m)
+	before := machineSum(t, m)
 	if err := n.serve.Stop(); err != nil {
 		t.Fatal(err)
 	}
@@ -183,7 +183,7 @@ func TestNetbootLostReport(t *testing.T) {
 	}
 	m.Wait(bootTime, "large boots")
 	m.PowerCut()
-	if after := sumOf(t, m); after != before {
+	if after := machineSum(t, m); after != before {
 		t.Error("the disk was written")
 	}
 }
@@ -201,7 +201,7 @@ func TestNetbootOlderImage(t *testing.T) {
 	m.Wait(bootTime, "committed and acknowledged")
 	n.state("committed")
 	m.Wait(bootTime, "aged boots")
-	before := sumOf(t, m)
+	before := machineSum(t, m)
 
 	n.order("deploy", "one", "--image", registryAt+"/aged:october")
 	m.Reset()
@@ -210,7 +210,7 @@ func TestNetbootOlderImage(t *testing.T) {
 	if job := n.state("failed"); job.Attempt != 1 {
 		t.Errorf("%+v", job)
 	}
-	if sumOf(t, m) != before {
+	if machineSum(t, m) != before {
 		t.Error("the disk was written")
 	}
 
