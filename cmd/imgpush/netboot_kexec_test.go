@@ -148,7 +148,7 @@ func TestNetbootKexec(t *testing.T) {
 			t.Errorf("the server was not told:\n%s", out)
 		}
 	})
-	t.Run("a kernel that nobody signed, under lockdown", func(t *testing.T) {
+	t.Run("an unsigned kernel under lockdown", func(t *testing.T) {
 		f := netbootForge(t)
 		f.kernelImage(t, "unsigned", "mark=of-the-image", false)
 		f.build(t, "locked", "extends: environment-vm.yaml\nname: locked\njobs: authenticated\ntrust: {keys: [release.pub]}\nserver: {ca: [state/ca.crt]}\n"+
