@@ -10,9 +10,11 @@
 //	uki, err := foreign.ReadFile(disk, *table.Find(diskimage.RoleESP), "/EFI/BOOT/BOOTX64.EFI", 256<<20)
 //
 // Open, Look and ReadFile bound whatever they read: no bytes make them hold much,
-// run for long or panic. Packages extfs, fatfs and squashfs read whole filesystems. Nothing
-// here is go-diskfs: 1.9.4 has no qcow2 and no logical partitions, follows a FAT's
-// chains without end, and allocates by sizes that the disk says.
+// run for long or panic. Packages extfs, fatfs and squashfs read whole filesystems;
+// iso
+// finds files of ISO 9660 images. Only that is go-diskfs: 1.9.4 has no qcow2 and no
+// logical partitions, follows a FAT's chains without end, loses mode bits of a
+// squashfs, and allocates by sizes that the disk says.
 package foreign
 
 import (
