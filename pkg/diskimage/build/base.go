@@ -36,6 +36,14 @@ type BaseRecord struct {
 // maxRecipes bounds how many recipes stand upon each other.
 const maxRecipes = 16
 
+// baseInputs is what base found.
+func (b *builder) baseInputs(context.Context) ([]StepInput, error) {
+	if b.from == nil {
+		return nil, errUnknown
+	}
+	return b.from, nil
+}
+
 // base brings the tree that the recipe starts from.
 func (b *builder) base(ctx context.Context) error {
 	from := b.recipe.Base
@@ -44,7 +52,7 @@ func (b *builder) base(ctx context.Context) error {
 		return b.recipeBase(ctx, from.Recipe.File)
 	case from.Scratch != nil:
 		b.tree = tree.New()
-		b.next("base", StepInput{"scratch", diskimage.Digest{}})
+		b.from = []StepInput{{"scratch", diskimage.Digest{}}}
 		return nil
 	}
 	got, name, field, err := b.bring(ctx)
@@ -60,7 +68,7 @@ func (b *builder) base(ctx context.Context) error {
 	if from.Disk != nil {
 		inputs = append(inputs, said("partition", from.Disk.Partition), said("arch", b.recipe.Arch))
 	}
-	b.next("base", inputs...)
+	b.from = inputs
 	b.image.Record.Base = &BaseRecord{name, got.Digest, got.Notes}
 	m := &b.image.made
 	if from.Dir != nil { // its files are listed one by one
@@ -181,13 +189,13 @@ func (b *builder) recipeBase(ctx context.Context, file string) error {
 		}
 		b.say(other.Name + ": " + step.name)
 		below.options.Progress = func(e Event) { b.say(other.Name + ": " + step.name + ": " + e.Note) }
-		if err := step.run(ctx); err != nil {
+		if err := below.through(ctx, step, step.run); err != nil {
 			return err
 		}
 	}
 	b.tree = below.tree
 	b.inherit(below)
-	b.next("base", StepInput{"recipe " + other.Name, below.key})
+	b.from = []StepInput{{"recipe " + other.Name, below.key}}
 	return nil
 }
 

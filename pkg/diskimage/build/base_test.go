@@ -224,8 +224,10 @@ func TestKeysOfBases(t *testing.T) {
 	key := func() diskimage.Digest {
 		t.Helper()
 		keys := make1(t, loadFile(t, filepath.Join(dir, "top.yaml")), options(t)).Record.Keys
-		i := len(keys) - 1
-		if keys[i].Step != "base" || !strings.HasPrefix(keys[i].Inputs[0].Name, "recipe ") {
+		i := slices.IndexFunc(keys, func(k StepKey) bool {
+			return k.Step == "base" && strings.HasPrefix(k.Inputs[0].Name, "recipe ")
+		})
+		if i < 0 {
 			t.Fatalf("keys %+v", keys)
 		}
 		return keys[i].Key

@@ -30,11 +30,14 @@ var rules = []struct {
 	{pkg: "pkg/deliver/agent/hw", banned: []string{"net/http", "os/exec", module + "pkg/deliver/..."}, why: "modules are files"},
 	{pkg: "pkg/deliver/agent/network", banned: []string{"os/exec", module + "pkg/deliver", module + "pkg/deliver/agent/hw", module + "pkg/deliver/netboot", module + "pkg/deliver/netboot/dhcp"}, why: "the client side of DHCP knows nothing of the server's"},
 	{pkg: "pkg/deliver/agent/clock", banned: []string{module + "pkg/...", "net/http"}, why: "a clock is numbers"},
+	{pkg: "pkg/deliver/agent/kexec", banned: []string{"net/http", "os/exec", module + "pkg/deliver", module + "pkg/deliver/netboot/...", module + "pkg/diskimage/build", module + "pkg/diskimage/foreign"}, why: "a disk's bytes and one call of the kernel"},
+	{pkg: "pkg/deliver/agent/machine", banned: []string{"net/http", "os/exec", module + "pkg/deliver"}, why: "what firmware says is files"},
 	{pkg: "pkg/deliver/agent/rescue", banned: []string{module + "pkg/...", "os/exec"}, why: "it shows what it is handed, and starts nothing"},
 	{pkg: "pkg/deliver/netboot/localboot", banned: []string{module + "pkg/..."}, why: "local.efi is bytes"},
 	{pkg: "pkg/diskimage/environment", banned: []string{"golang.org/x/...", "github.com/klauspost/...", module + "pkg/diskimage/tree"},
 		why: "the agent reads what the build wrote with the standard library alone"},
 	{pkg: "pkg/diskimage/initramfs", banned: []string{module + "pkg/diskimage/recipe", module + "pkg/diskimage/packages", "os/exec"}, why: "modules come from a tree, whoever made it"},
+	{pkg: "pkg/diskimage/sandbox", banned: []string{module + "pkg/diskimage/build", module + "pkg/diskimage/customize", "net/http"}, why: "a step runs in a tree, whatever made it"},
 	{pkg: "pkg/oci/...", banned: []string{module + "pkg/deliver/..."}, why: "oci and deliver never meet"},
 	{pkg: "pkg/oci", banned: []string{module + "pkg/oci/registry", module + "pkg/oci/remote", "net/http"}, why: "a layout needs no network"},
 	{pkg: "pkg/oci/remote", banned: []string{module + "pkg/oci"}, why: "a client knows no layout"},
@@ -59,7 +62,7 @@ var rules = []struct {
 	{pkg: "cmd/internal/ui", banned: []string{module + "pkg/..."}, why: "ui is about talking"},
 	{pkg: "cmd/imgpush", banned: []string{module + "pkg/diskimage/build", module + "pkg/diskimage/packages", module + "pkg/diskimage/customize",
 		module + "pkg/diskimage/mkfs/ext4", module + "pkg/diskimage/recipe", module + "pkg/diskimage/diff", module + "pkg/diskimage/evidence", module + "pkg/diskimage/foreign",
-		module + "pkg/diskimage/virtdisk", module + "pkg/diskimage/base", module + "pkg/diskimage/initramfs", module + "cmd/internal/qemu"}, why: "imgpush is the agent: it builds nothing"},
+		module + "pkg/diskimage/virtdisk", module + "pkg/diskimage/base", module + "pkg/diskimage/initramfs", module + "pkg/diskimage/sandbox", module + "cmd/internal/qemu"}, why: "imgpush is the agent: it builds nothing"},
 	{pkg: "cmd/imgbuild", banned: []string{module + "pkg/deliver/..."}, why: "imgbuild writes no disks"},
 }
 
