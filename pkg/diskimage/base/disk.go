@@ -87,7 +87,7 @@ func Disk(d diskimage.Disk, digest diskimage.Digest, root Root) (*Base, error) {
 	if err := v.mount(b, p); err != nil {
 		return nil, err
 	}
-	if err := v.takeApart(b, root.Arch); err != nil {
+	if err := v.takeApart(b); err != nil {
 		return nil, err
 	}
 	return b, nil
