@@ -58,7 +58,7 @@ with imgpush as /init, and both in one EFI program (docs/environment.md).
 			&cli.StringFlag{Name: "scratch", Usage: "`DIR` for the package manager's root", DefaultText: "memory where there is enough"},
 			&cli.IntFlag{Name: "workers", Usage: "compress with `N` workers; the result is the same", DefaultText: "one a processor"},
 			&cli.StringFlag{Name: "level", Usage: "compression `LEVEL`: fastest, default, better, best", Value: oci.DefaultLevel.String()},
-		}, slices.Concat(secureBootFlags, evidenceFlags, refs.Flags())...),
+		}, slices.Concat(stepFlags, secureBootFlags, evidenceFlags, refs.Flags())...),
 		Action: runBuild,
 	}
 }
@@ -139,7 +139,10 @@ func runBuild(c *cli.Context) (err error) {
 	options := build.Options{
 		CacheDir: cache, WorkDir: c.String("scratch"), Refresh: c.Bool("refresh"),
 		Env: proxies(), Progress: steps.event, Now: time.Now, Evidence: wantsEvidence(c),
-		SecureBoot: efiSigner,
+		SecureBoot: efiSigner, Bases: bases(c),
+	}
+	if err := stepOptions(c, &options); err != nil {
+		return err
 	}
 	memory, err := remember(c, cache, r)
 	if err != nil {
@@ -148,13 +151,13 @@ func runBuild(c *cli.Context) (err error) {
 	defer func() { err = errors.Join(err, memory.close()) }()
 	options.Program, options.Fetch = memory.program, memory.fetch
 	if same, err := memory.same(options, dir, ref); err != nil {
-		return recipeError(err)
+		return recipeError(baseError(err))
 	} else if same != nil {
 		return same.finish(c, out, begun)
 	}
 	image, err := build.Build(c.Context, r, options)
 	if err != nil {
-		return recipeError(err)
+		return recipeError(baseError(err))
 	}
 	defer func() { err = errors.Join(err, image.Close()) }()
 

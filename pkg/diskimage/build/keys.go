@@ -48,6 +48,19 @@ func Keys(ctx context.Context, r *recipe.Recipe, o Options) (keys []StepKey, kno
 	return b.image.Record.Keys, true, nil
 }
 
+// through runs a step, and takes the key of the tree on: before it, where the
+// step's inputs are known, so that it knows its own key.
+func (b *builder) through(ctx context.Context, s step, run func(context.Context) error) error {
+	known, err := b.extend(ctx, s)
+	if err == nil {
+		err = run(ctx)
+	}
+	if err == nil && !known {
+		_, err = b.extend(ctx, s)
+	}
+	return err
+}
+
 // extend takes the key of the tree on to that after a step, and says whether the
 // step's inputs are known.
 func (b *builder) extend(ctx context.Context, s step) (bool, error) {
@@ -166,6 +179,19 @@ func (b *builder) parts(keys ...string) ([]StepInput, error) {
 		}
 	}
 	return out, nil
+}
+
+// item returns the digest of one item of a list of the resolved recipe.
+func (b *builder) item(key string, i int) (diskimage.Digest, error) {
+	var m map[string]json.RawMessage
+	if err := json.Unmarshal(b.recipe.Canonical(), &m); err != nil {
+		return diskimage.Digest{}, err
+	}
+	var items []json.RawMessage
+	if err := json.Unmarshal(m[key], &items); err != nil {
+		return diskimage.Digest{}, err
+	}
+	return diskimage.DigestOf(items[i]), nil
 }
 
 func digestOf(texts []string) diskimage.Digest {

@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/imgpipe/imgpipe/pkg/diskimage"
+	"github.com/imgpipe/imgpipe/pkg/internal/workdir"
 )
 
 //go:embed setup.sh
@@ -198,27 +199,27 @@ func (e *errTooSmall) Error() string { return fmt.Sprintf("about %d MiB are need
 // build runs mmdebstrap once, or twice if the tree turns out not to fit into
 // memory.
 func (r *run) build(ctx context.Context, parent string, need int64) (*Result, error) {
-	for _, p := range []string{parent, sharedMem, varTmp} {
+	for _, p := range []string{parent, workdir.SharedMem, workdir.VarTmp} {
 		if p != "" {
-			sweepWorkDirs(p, r.mode)
+			workdir.Left(p, workPrefix, func(dir string) { removeWorkDir(dir, r.mode) }) // the next build tries again
 		}
 	}
-	dir, err := workDir(parent, need)
+	dir, err := workdir.Make(parent, workPrefix, need)
 	if err != nil {
 		return nil, err
 	}
-	held, err := holdWorkDir(dir)
+	held, err := workdir.Hold(dir)
 	if err != nil {
 		return nil, errors.Join(err, removeWorkDir(dir, r.mode))
 	}
 	defer held.Close()
 	var res *Result
 	if err = r.fill(dir); err == nil {
-		res, err = r.runIn(ctx, dir, strings.HasPrefix(dir, sharedMem+"/") && parent == "")
+		res, err = r.runIn(ctx, dir, strings.HasPrefix(dir, workdir.SharedMem+"/") && parent == "")
 	}
 	err = errors.Join(err, removeWorkDir(dir, r.mode))
 	if small, ok := errors.AsType[*errTooSmall](err); ok {
-		return r.build(ctx, varTmp, small.need)
+		return r.build(ctx, workdir.VarTmp, small.need)
 	}
 	return res, err
 }
@@ -294,7 +295,7 @@ func (r *run) runIn(ctx context.Context, dir string, mayMove bool) (_ *Result, e
 	t.planned = func(plan []uri, missing int) error {
 		out.plan(len(plan), missing)
 		need = estimate(plan)
-		if mayMove && room(dir) < need {
+		if mayMove && workdir.Room(dir) < need {
 			return &errTooSmall{need}
 		}
 		return nil

@@ -21,6 +21,8 @@ var rules = []struct {
 	{pkg: "pkg/diskimage/...", banned: []string{module + "pkg/oci/...", module + "pkg/deliver/..."}, why: "diskimage knows nobody"},
 	{pkg: "pkg/diskimage/...", banned: []string{"github.com/diskfs/go-diskfs/..."},
 		allow: []string{"pkg/diskimage/gpt"}, why: "only the tests of gpt use go-diskfs"},
+	{pkg: "pkg/diskimage/base", banned: []string{"net/http", "os/exec", module + "pkg/diskimage/recipe", module + "pkg/diskimage/packages", module + "pkg/diskimage/build"},
+		why: "a base is read; who fetches it hands it in"},
 	{pkg: "pkg/diskimage/evidence", banned: []string{module + "pkg/diskimage/recipe", module + "pkg/diskimage/packages", module + "pkg/diskimage/build",
 		module + "pkg/diskimage/customize", module + "pkg/diskimage/boot", "os/exec", "net/http"}, why: "evidence says what it is told, and reads trees"},
 	{pkg: "pkg/diskimage/boot/authenticode", banned: []string{"golang.org/...", "github.com/klauspost/...", module + "pkg/diskimage/tree"}, why: "a signature needs the standard library and a disk's bytes"},
@@ -33,6 +35,7 @@ var rules = []struct {
 	{pkg: "pkg/diskimage/environment", banned: []string{"golang.org/x/...", "github.com/klauspost/...", module + "pkg/diskimage/tree"},
 		why: "the agent reads what the build wrote with the standard library alone"},
 	{pkg: "pkg/diskimage/initramfs", banned: []string{module + "pkg/diskimage/recipe", module + "pkg/diskimage/packages", "os/exec"}, why: "modules come from a tree, whoever made it"},
+	{pkg: "pkg/diskimage/sandbox", banned: []string{module + "pkg/diskimage/build", module + "pkg/diskimage/customize", "net/http"}, why: "a step runs in a tree, whatever made it"},
 	{pkg: "pkg/diskimage/initramfs/initrd", banned: []string{"fmt", "net", "reflect", "context", "golang.org/...", "github.com/klauspost/...", module + "pkg/diskimage", module + "pkg/diskimage/tree", module + "pkg/diskimage/gpt"},
 		why: "it is in the initramfs of every image, and has to be small"},
 	{pkg: "pkg/internal/modalias", banned: []string{"*.*", "fmt"}, why: "what the init links is small"},
@@ -62,7 +65,7 @@ var rules = []struct {
 	{pkg: "cmd/internal/ui", banned: []string{module + "pkg/..."}, why: "ui is about talking"},
 	{pkg: "cmd/imgpush", banned: []string{module + "pkg/diskimage/build", module + "pkg/diskimage/packages", module + "pkg/diskimage/customize",
 		module + "pkg/diskimage/mkfs/ext4", module + "pkg/diskimage/recipe", module + "pkg/diskimage/diff", module + "pkg/diskimage/evidence", module + "pkg/diskimage/foreign",
-		module + "pkg/diskimage/virtdisk", module + "pkg/diskimage/initramfs/...", module + "pkg/diskimage/mkfs/erofs", module + "pkg/diskimage/verity", module + "cmd/internal/qemu"}, why: "imgpush is the agent: it builds nothing"},
+		module + "pkg/diskimage/virtdisk", module + "pkg/diskimage/base", module + "pkg/diskimage/initramfs/...", module + "pkg/diskimage/mkfs/erofs", module + "pkg/diskimage/verity", module + "pkg/diskimage/sandbox", module + "cmd/internal/qemu"}, why: "imgpush is the agent: it builds nothing"},
 	{pkg: "cmd/imgbuild", banned: []string{module + "pkg/deliver/..."}, why: "imgbuild writes no disks"},
 }
 
