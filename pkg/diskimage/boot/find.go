@@ -49,13 +49,16 @@ const stubDir = "/usr/lib/systemd/boot/efi/"
 
 // Find looks for the newest kernel of a tree and what belongs to it. All that
 // is missing is reported at once, joined, each as a *MissingError.
-func Find(t *tree.Tree, arch string) (Kernel, error) { return find(t, arch, true) }
+func Find(t *tree.Tree, arch string) (Kernel, error) { return find(t, arch, true, true) }
+
+// FindBIOS is Find for a firmware that starts no EFI program: Stub stays empty.
+func FindBIOS(t *tree.Tree, arch string) (Kernel, error) { return find(t, arch, true, false) }
 
 // FindKernel is Find for a tree in which just a kernel and a stub were unpacked:
 // Initrd stays empty, and OSRelease, where there is none.
-func FindKernel(t *tree.Tree, arch string) (Kernel, error) { return find(t, arch, false) }
+func FindKernel(t *tree.Tree, arch string) (Kernel, error) { return find(t, arch, false, true) }
 
-func find(t *tree.Tree, arch string, system bool) (Kernel, error) {
+func find(t *tree.Tree, arch string, system, stub bool) (Kernel, error) {
 	a, ok := arches[arch]
 	if !ok {
 		return Kernel{}, fmt.Errorf("boot: architecture %q: want amd64 or arm64", arch)
@@ -81,7 +84,8 @@ func find(t *tree.Tree, arch string, system bool) (Kernel, error) {
 	} else if k.Initrd = findInitrd(t, k.Version); k.Initrd == "" && system {
 		missing(fmt.Sprintf("initramfs for its kernel (%s)", fmt.Sprintf(initrdNames[0], k.Version)), "initramfs-tools", "dracut")
 	}
-	if k.Stub = regular(t, stubDir+a.stub); k.Stub == "" {
+	if !stub {
+	} else if k.Stub = regular(t, stubDir+a.stub); k.Stub == "" {
 		missing("EFI stub ("+stubDir+a.stub+")", "systemd-boot-efi")
 	}
 	if k.OSRelease = regular(t, "/etc/os-release"); k.OSRelease == "" {

@@ -13,6 +13,7 @@ import (
 	"github.com/imgpipe/imgpipe/pkg/diskimage/gpt"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/mkfs/ext4"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/mkfs/fat"
+	"github.com/imgpipe/imgpipe/pkg/diskimage/mkfs/swap"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/nocloud"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/recipe"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/tree"
@@ -37,10 +38,11 @@ func (b *builder) layout(context.Context) error {
 	b.image.made.trees = trees
 	sizes := make([]int64, len(trees))
 	for i, p := range r.Disk.Partitions {
-		if p.Filesystem == "ext4" && p.Size == 0 {
+		if p.Filesystem == "ext4" && p.Size == 0 && trees[i] != nil {
 			sizes[i] = ext4.AutoSize(trees[i], p.FreePercent)
 		}
 	}
+	equalSlots(r, sizes)
 	if err := place(table, r, sizes); err != nil {
 		return err
 	}
@@ -57,6 +59,9 @@ func (b *builder) layout(context.Context) error {
 	}
 	primary, backup, err := gpt.Encode(table)
 	if err != nil {
+		return err
+	}
+	if err := b.bootCode(primary); err != nil {
 		return err
 	}
 	parts = append(parts, diskimage.Part{Disk: diskimage.Bytes(primary)},
@@ -82,7 +87,9 @@ func (b *builder) split() ([]*tree.Tree, error) {
 		p := parts[i]
 		switch diskimage.Role(p.Type) {
 		case diskimage.RoleRoot:
-			trees[i] = b.tree
+			if p.Slot != "b" {
+				trees[i] = b.tree
+			}
 		case diskimage.RoleESP:
 			trees[i], err = b.espTree()
 		case diskimage.RoleConfig:
@@ -120,11 +127,17 @@ func (b *builder) takeMount(p recipe.Partition) (*tree.Tree, error) {
 // filesystem makes what a partition holds, nil for nothing, and describes it in
 // the table.
 func (b *builder) filesystem(want *recipe.Partition, p *diskimage.Partition, t *tree.Tree) (diskimage.Disk, error) {
-	if t == nil {
+	r := b.recipe
+	uuid := identities(r).filesystem(want.Name)
+	switch {
+	case p.Role == diskimage.RoleBIOS:
+		return b.core(p.Extent)
+	case p.Role == diskimage.RoleSwap:
+		p.Filesystem = diskimage.Filesystem{Type: "swap", Label: want.Label, UUID: uuid.String()}
+		return swap.New(swap.Options{Size: p.Extent.Len, UUID: uuid, Label: want.Label})
+	case t == nil:
 		return nil, nil
 	}
-	r := b.recipe
-	uuid := identities(r).filesystem(p.Name)
 	if want.Filesystem == "ext4" {
 		fs, err := ext4.New(t, ext4.Options{Size: p.Extent.Len, Label: want.Label, UUID: uuid, Epoch: r.Epoch, FreePercent: want.FreePercent})
 		if err != nil {
