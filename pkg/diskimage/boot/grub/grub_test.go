@@ -13,6 +13,8 @@ import (
 	"testing"
 
 	"github.com/ulikunitz/xz/lzma"
+
+	"github.com/imgpipe/imgpipe/pkg/diskimage/boot/grub/grubtest"
 )
 
 var le = binary.LittleEndian
@@ -38,25 +40,7 @@ func installed() string {
 
 // imitation is files of the right shape that no machine would start.
 func imitation() func(string) ([]byte, error) {
-	files := map[string][]byte{
-		"kernel.img":          program(elf.ET_EXEC, linkAddress, []byte("the kernel")),
-		"diskboot.img":        make([]byte, SectorSize),
-		"boot.img":            make([]byte, SectorSize),
-		"lzma_decompress.img": make([]byte, 2848),
-		"moddep.lst":          []byte("one: two three\ntwo:\nthree: two\nround: trip\ntrip: round\n"),
-	}
-	le.PutUint16(files["diskboot.img"][listSegment:], loadSegment)
-	le.PutUint64(files["boot.img"][bootKernelSector:], 1)
-	files["boot.img"][bootDrive], files["boot.img"][bootDriveCheck] = 0xff, 0xeb
-	le.PutUint16(files["boot.img"][510:], 0xaa55)
-	list := string(files["moddep.lst"])
-	for _, name := range append([]string{"one", "two", "three", "round", "trip"}, MenuModules...) {
-		files[name+".mod"] = []byte(elf.ELFMAG + name)
-		if !strings.Contains(list, name+":") {
-			list += name + ":\n"
-		}
-	}
-	files["moddep.lst"] = []byte(list)
+	files := grubtest.Files(MenuModules...)
 	return func(name string) ([]byte, error) {
 		b, ok := files[name]
 		if !ok {
@@ -64,18 +48,6 @@ func imitation() func(string) ([]byte, error) {
 		}
 		return bytes.Clone(b), nil
 	}
-}
-
-// program is an i386 ELF with one segment.
-func program(kind elf.Type, entry uint32, data []byte) []byte {
-	var b bytes.Buffer
-	h := elf.Header32{Type: uint16(kind), Machine: uint16(elf.EM_386), Version: 1, Entry: entry, Phoff: 52, Ehsize: 52, Phentsize: 32, Phnum: 1, Shentsize: 40}
-	copy(h.Ident[:], elf.ELFMAG)
-	h.Ident[elf.EI_CLASS], h.Ident[elf.EI_DATA], h.Ident[elf.EI_VERSION] = byte(elf.ELFCLASS32), byte(elf.ELFDATA2LSB), 1
-	_ = binary.Write(&b, le, h) // a Buffer takes all
-	_ = binary.Write(&b, le, elf.Prog32{Type: uint32(elf.PT_LOAD), Off: 84, Vaddr: linkAddress, Filesz: uint32(len(data)), Memsz: uint32(len(data))})
-	b.Write(data)
-	return b.Bytes()
 }
 
 func build(t *testing.T, c Core) []byte {
@@ -223,9 +195,9 @@ func TestFilesThatAreNotGRUBs(t *testing.T) {
 		want string
 	}{
 		{"kernel.img", []byte("MZ"), "kernel.img"},
-		{"kernel.img", program(elf.ET_REL, linkAddress, []byte("x")), "want an i386 program"},
-		{"kernel.img", program(elf.ET_EXEC, 0x1000, []byte("x")), "want an i386 program"},
-		{"kernel.img", program(elf.ET_EXEC, linkAddress, nil), "nothing in it"},
+		{"kernel.img", grubtest.Program(elf.ET_REL, linkAddress, []byte("x")), "want an i386 program"},
+		{"kernel.img", grubtest.Program(elf.ET_EXEC, 0x1000, []byte("x")), "want an i386 program"},
+		{"kernel.img", grubtest.Program(elf.ET_EXEC, linkAddress, nil), "nothing in it"},
 		{"diskboot.img", make([]byte, 512), "not the first sector"},
 		{"diskboot.img", nil, "not the first sector"},
 		{"lzma_decompress.img", make([]byte, 8), "lzma_decompress.img"},
@@ -254,7 +226,7 @@ func TestFilesThatAreNotGRUBs(t *testing.T) {
 }
 
 func FuzzKernel(f *testing.F) {
-	f.Add(program(elf.ET_EXEC, linkAddress, []byte("the kernel")))
+	f.Add(grubtest.Program(elf.ET_EXEC, linkAddress, []byte("the kernel")))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		if out, err := flat(b); err == nil && len(out) > MaxFile {
 			t.Errorf("%d bytes of %d", len(out), len(b))
