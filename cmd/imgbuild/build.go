@@ -43,7 +43,8 @@ with imgpush as /init, and both in one EFI program (docs/environment.md).
   imgbuild build recipes/debian-server.yaml --raw disk.raw
   imgbuild build recipes/environment.yaml -o oci:images:environment
   imgbuild build recipes/debian-server.yaml --sbom --provenance --key ci.key
-  imgbuild build recipe.yaml --secure-boot-key db.key --secure-boot-cert db.crt`,
+  imgbuild build recipe.yaml --secure-boot-key db.key --secure-boot-cert db.crt
+  imgbuild build recipe.yaml --secure-boot-key awskms:///alias/db --secure-boot-cert db.crt`,
 		Flags: append([]cli.Flag{
 			setFlag,
 			&cli.StringFlag{Name: "output", Aliases: []string{"o"}, Usage: "where the image goes: `oci:DIR[:TAG]`", DefaultText: "oci:images:NAME-RELEASE"},
@@ -99,7 +100,7 @@ func runBuild(c *cli.Context) (err error) {
 			return err
 		}
 	}
-	efiSigner, err := secureBoot(c)
+	efiSigner, err := secureBoot(c, r)
 	if err != nil {
 		return err
 	}
@@ -128,7 +129,7 @@ func runBuild(c *cli.Context) (err error) {
 	}
 
 	if r.Kind == recipe.KindEnvironment {
-		return buildEnvironment(c, r, dir, ref, out, cache, key, begun)
+		return buildEnvironment(c, r, dir, ref, out, cache, key, efiSigner, begun)
 	}
 	steps := &buildSteps{talk: talk}
 	image, err := build.Build(c.Context, r, build.Options{

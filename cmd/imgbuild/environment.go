@@ -15,6 +15,7 @@ import (
 	"github.com/imgpipe/imgpipe/cmd/internal/refs"
 	"github.com/imgpipe/imgpipe/cmd/internal/ui"
 	"github.com/imgpipe/imgpipe/pkg/diskimage"
+	"github.com/imgpipe/imgpipe/pkg/diskimage/boot/authenticode"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/build"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/recipe"
 	"github.com/imgpipe/imgpipe/pkg/oci"
@@ -44,7 +45,7 @@ func environmentOptions(c *cli.Context) error {
 }
 
 // buildEnvironment builds r, of kind Environment, into dir.
-func buildEnvironment(c *cli.Context, r *recipe.Recipe, dir *oci.Dir, ref oci.Ref, out, cache string, key *signer.Signer, begun time.Time) error {
+func buildEnvironment(c *cli.Context, r *recipe.Recipe, dir *oci.Dir, ref oci.Ref, out, cache string, key *signer.Signer, efi *authenticode.Signer, begun time.Time) error {
 	agent, err := agentProgram(r)
 	if err != nil {
 		return err
@@ -52,7 +53,7 @@ func buildEnvironment(c *cli.Context, r *recipe.Recipe, dir *oci.Dir, ref oci.Re
 	talk := ui.From(c)
 	e, err := build.BuildEnvironment(c.Context, r, agent, build.Options{
 		CacheDir: cache, WorkDir: c.String("scratch"), Refresh: c.Bool("refresh"),
-		Env: proxies(), Progress: (&buildSteps{talk: talk}).event, Now: time.Now, PolicyFiles: policyFiles,
+		Env: proxies(), Progress: (&buildSteps{talk: talk}).event, Now: time.Now, PolicyFiles: policyFiles, SecureBoot: efi,
 	})
 	if err != nil {
 		return recipeError(err)

@@ -121,7 +121,9 @@ func (b *environmentBuilder) inputs(context.Context) error {
 	if r.Trust.Policy != "" {
 		b.config.Trust.Policy = text("trust.policy", r.Trust.Policy)
 	}
-	if r.SecureBoot.Key != "" {
+	if b.options.SecureBoot != nil {
+		b.signer = b.options.SecureBoot
+	} else if r.SecureBoot.Key != "" {
 		s, err := authenticode.ParseSigner([]byte(text("secureBoot.key", r.SecureBoot.Key)), []byte(text("secureBoot.cert", r.SecureBoot.Cert)))
 		if err == nil {
 			err = s.Validate()
