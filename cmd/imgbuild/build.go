@@ -44,7 +44,8 @@ with imgpush as /init, and both in one EFI program (docs/environment.md).
   imgbuild build recipes/environment.yaml -o oci:images:environment
   imgbuild build recipes/debian-server.yaml --sbom --provenance --key ci.key
   imgbuild build recipe.yaml --secure-boot-key db.key --secure-boot-cert db.crt
-  imgbuild build recipe.yaml --secure-boot-key awskms:///alias/db --secure-boot-cert db.crt`,
+  imgbuild build recipe.yaml --secure-boot-key awskms:///alias/db \
+    --secure-boot-cert db.crt`,
 		Flags: append([]cli.Flag{
 			setFlag,
 			&cli.StringFlag{Name: "output", Aliases: []string{"o"}, Usage: "where the image goes: `oci:DIR[:TAG]`", DefaultText: "oci:images:NAME-RELEASE"},

@@ -22,8 +22,8 @@ func testCommand() *cli.Command {
 		Name:      "test",
 		Usage:     "boot an image headless, check its console, exit",
 		ArgsUsage: "REF | --disk FILE",
-		Description: `Boots through UEFI firmware, or a BIOS, and watches the serial console for what the recipe's
-test section expects and rejects; the flags replace that section's entries. The
+		Description: `Boots through UEFI firmware, or a BIOS, and watches the serial console for what the
+recipe's test section expects and rejects; the flags replace that section's entries. The
 guest's network reaches nothing outside. On failure the console's tail is printed.
 
   imgbuild test oci:images:debian-server --junit results.xml

@@ -210,8 +210,9 @@ func bootCommand() *cli.Command {
 		Name:      "boot",
 		Usage:     "run an image in QEMU, its console on this terminal",
 		ArgsUsage: "REF | --disk FILE",
-		Description: `Boots through UEFI firmware, or a BIOS, on a scratch copy: the image is not changed, and what
-the machine writes is gone afterwards. Ctrl-A X leaves, Ctrl-A C opens QEMU's monitor.
+		Description: `Boots through UEFI firmware, or a BIOS, on a scratch copy: the image is not changed,
+and what the machine writes is gone afterwards. Ctrl-A X leaves, Ctrl-A C opens QEMU's
+monitor.
 
   imgbuild boot oci:images:debian-server
   imgbuild boot oci:images:debian-server --forward tcp:127.0.0.1:2222-:22
