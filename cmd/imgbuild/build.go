@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/klauspost/compress/zstd"
 	"github.com/urfave/cli/v2"
 
@@ -52,10 +53,14 @@ with imgpush as /init, and both in one EFI program (docs/environment.md).
 			&cli.StringFlag{Name: "raw", Usage: "also write the raw disk to `FILE`, sparsely"},
 			&cli.BoolFlag{Name: "refresh", Usage: "ask the mirrors again even if the cache has the packages"},
 			&cli.StringFlag{Name: "cache", Usage: "keep downloads and package trees in `DIR`", EnvVars: []string{"IMGPIPE_CACHE"}, DefaultText: "the user's cache"},
+			&cli.StringSliceFlag{Name: "cache-from", Usage: "also look in the cache at `REF`, a repository or oci:DIR"},
+			&cli.StringFlag{Name: "cache-to", Usage: "give what this build used to the cache at `REF`"},
+			&cli.StringFlag{Name: "cache-size", Usage: "prune the cache to `SIZE` afterwards", Value: "20GiB", EnvVars: []string{"IMGPIPE_CACHE_SIZE"}},
+			&cli.BoolFlag{Name: "explain", Usage: "say of each step why it differs from the last build"},
 			&cli.StringFlag{Name: "scratch", Usage: "`DIR` for the package manager's root", DefaultText: "memory where there is enough"},
 			&cli.IntFlag{Name: "workers", Usage: "compress with `N` workers; the result is the same", DefaultText: "one a processor"},
 			&cli.StringFlag{Name: "level", Usage: "compression `LEVEL`: fastest, default, better, best", Value: oci.DefaultLevel.String()},
-		}, slices.Concat(secureBootFlags, evidenceFlags)...),
+		}, slices.Concat(stepFlags, secureBootFlags, evidenceFlags, refs.Flags())...),
 		Action: runBuild,
 	}
 }
@@ -133,13 +138,28 @@ func runBuild(c *cli.Context) (err error) {
 		return buildEnvironment(c, r, dir, ref, out, cache, key, efiSigner, begun)
 	}
 	steps := &buildSteps{talk: talk}
-	image, err := build.Build(c.Context, r, build.Options{
+	options := build.Options{
 		CacheDir: cache, WorkDir: c.String("scratch"), Refresh: c.Bool("refresh"),
 		Env: proxies(), Progress: steps.event, Now: time.Now, Evidence: wantsEvidence(c),
-		SecureBoot: efiSigner,
-	})
+		SecureBoot: efiSigner, Bases: bases(c),
+	}
+	if err := stepOptions(c, &options); err != nil {
+		return err
+	}
+	memory, err := remember(c, cache, r)
 	if err != nil {
-		return recipeError(err)
+		return err
+	}
+	defer func() { err = errors.Join(err, memory.close()) }()
+	options.Program, options.Fetch = memory.program, memory.fetch
+	if same, err := memory.same(options, dir, ref); err != nil {
+		return recipeError(baseError(err))
+	} else if same != nil {
+		return same.finish(c, out, begun)
+	}
+	image, err := build.Build(c.Context, r, options)
+	if err != nil {
+		return recipeError(baseError(err))
 	}
 	defer func() { err = errors.Join(err, image.Close()) }()
 
@@ -163,15 +183,33 @@ func runBuild(c *cli.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	defer a.Close()
+	b := built{artifact: a, manifest: packed.Descriptor, record: image.Record, same: packed.Reused, documents: documents}
+	memory.keep(b, image.Entries)
+	return b.finish(c, out, begun)
+}
+
+// built is an image in its layout.
+type built struct {
+	artifact  *oci.Artifact // finish closes it
+	manifest  v1.Descriptor
+	record    build.Record
+	same      int64 // plain bytes of chunks that the previous build had as well
+	documents []attached
+}
+
+// finish writes the raw disk where one is wanted, and says what was made.
+func (b built) finish(c *cli.Context, out string, begun time.Time) (err error) {
+	a, talk := b.artifact, ui.From(c)
+	defer func() { err = errors.Join(err, a.Close()) }()
 	if path := c.String("raw"); path != "" {
 		if err := exportRaw(c, talk, a, path); err != nil {
 			return err
 		}
 	}
+	x := a.Index()
 	result := buildResult{
-		Reference: out, Digest: digest, DiskDigest: packed.Index.DiskDigest, DiskSize: packed.Index.DiskSize,
-		DataSize: packed.Index.DataSize(), BlobSize: a.StoredSize(), SameSize: packed.Reused, Evidence: documents, Seconds: time.Since(begun).Seconds(), Record: image.Record,
+		Reference: out, Digest: a.Digest(), DiskDigest: x.DiskDigest, DiskSize: x.DiskSize,
+		DataSize: x.DataSize(), BlobSize: a.StoredSize(), SameSize: b.same, Evidence: b.documents, Seconds: time.Since(begun).Seconds(), Record: b.record,
 	}
 	return talk.Result(result, func(w io.Writer) error {
 		_, err := fmt.Fprintf(w, "%s@%s\n%s disk, %s of data, %s in the artifact, kernel %s, built in %s\n", result.Reference, result.Digest,

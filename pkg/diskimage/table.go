@@ -43,8 +43,8 @@ const (
 	RoleESP    Role = "esp"    // EFI system partition
 	RoleConfig Role = "config" // per-machine config: a NoCloud seed labelled CIDATA
 	RoleRoot   Role = "root"   // the root filesystem; of two, the first has one
+	RoleVerity Role = "verity" // the hashes of a root that nothing writes to
 	RoleBIOS   Role = "bios"   // GRUB's core
-	RoleVerity Role = "verity" // the hashes of a root
 	RoleSwap   Role = "swap"
 	RoleData   Role = "data" // anything else
 )

@@ -227,6 +227,17 @@ func (a *Artifact) ReadFrames(ctx context.Context, segment int, off, length int6
 	return a.store.read(ctx, d, off, length)
 }
 
+// Complete reports whether the layout has every blob of a, in its size.
+func (d *Dir) Complete(ctx context.Context, a *Artifact) (bool, error) {
+	m := a.manifest
+	for _, b := range append(slices.Clone(m.segments), m.config, m.index, m.blockMap) {
+		if has, err := d.HasBlob(ctx, b); err != nil || !has {
+			return false, err
+		}
+	}
+	return true, nil
+}
+
 // VerifyBlobs reads every distinct blob of the artifact and compares it with
 // its digest.
 func (a *Artifact) VerifyBlobs(ctx context.Context) error {

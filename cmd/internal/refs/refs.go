@@ -38,9 +38,14 @@ type Opener struct {
 	dirs   []*oci.Dir
 }
 
-// New reads the flags of c.
-func New(c *cli.Context) (*Opener, error) {
-	o, err := options(c)
+// New reads the flags of c. Credentials that they name are for the registry of the
+// arguments of the command.
+func New(c *cli.Context) (*Opener, error) { return For(c, c.Args().Slice()...) }
+
+// For is New where references stand elsewhere than in the arguments: credentials
+// are for their registry.
+func For(c *cli.Context, references ...string) (*Opener, error) {
+	o, err := options(c, references)
 	if err != nil {
 		return nil, err
 	}

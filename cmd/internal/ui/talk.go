@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -280,6 +282,18 @@ func Bytes(n int64) string {
 		return fmt.Sprintf("%.1f %s", f, units[i])
 	}
 	return fmt.Sprintf("%.2f %s", f, units[i])
+}
+
+// ParseBytes reads what Bytes writes, and 20G (1000) or 20GiB (1024) without a blank.
+func ParseBytes(s string) (int64, error) {
+	digits := strings.TrimRight(s, "KMGTiB ")
+	unit := strings.TrimSuffix(strings.TrimSpace(s[len(digits):]), "B")
+	factor, ok := map[string]float64{"": 1, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30, "Ti": 1 << 40}[unit]
+	f, err := strconv.ParseFloat(digits, 64)
+	if !ok || err != nil || !(f >= 0) || f > (1<<62)/factor {
+		return 0, fmt.Errorf("%q is not a size such as 5GiB", s)
+	}
+	return int64(f * factor), nil
 }
 
 // Duration gives a time with no more digits than matter.

@@ -112,13 +112,18 @@ func (b *builder) atHome(at home, p string, data diskimage.Disk) error {
 		b.onESP(p, data)
 		return nil
 	}
-	p = path.Join(part.Mount, p)
-	for dir := path.Dir(p); b.tree.Get(dir) == nil; dir = path.Dir(dir) {
-		if err := b.tree.Put(dir, &tree.Inode{Kind: tree.Dir, Mode: 0o755, MTime: b.recipe.Epoch}); err != nil {
+	t := b.tree
+	if b.trees != nil { // divided, for the sake of a root hash
+		t = b.trees[at.partition]
+	} else {
+		p = path.Join(part.Mount, p)
+	}
+	for dir := path.Dir(p); t.Get(dir) == nil; dir = path.Dir(dir) {
+		if err := t.Put(dir, &tree.Inode{Kind: tree.Dir, Mode: 0o755, MTime: b.recipe.Epoch}); err != nil {
 			return err
 		}
 	}
-	return b.tree.Put(p, &tree.Inode{Mode: 0o644, MTime: b.recipe.Epoch, Data: data})
+	return t.Put(p, &tree.Inode{Mode: 0o644, MTime: b.recipe.Epoch, Data: data})
 }
 
 // insideUKI is where the image's own UKI has kernel and initramfs.

@@ -9,9 +9,12 @@ import (
 )
 
 // boot makes what the firmware starts of the tree's kernel and initramfs, and takes
-// both out of the tree where they are in it.
-func (b *builder) boot(context.Context) error {
+// both out of the tree: they are in it, or put where it finds them.
+func (b *builder) boot(ctx context.Context) error {
 	r := b.recipe
+	if err := b.initramfs(); err != nil {
+		return err
+	}
 	find := boot.Find
 	if r.Boot.Firmware == "bios" {
 		find = boot.FindBIOS
@@ -21,14 +24,28 @@ func (b *builder) boot(context.Context) error {
 		return err
 	}
 	b.image.Record.Kernel, b.image.made.kernel = k.Version, k
+	if r.Boot.Loader == "systemd-boot" {
+		if err := b.identify(k.OSRelease); err != nil {
+			return err
+		}
+	}
+	var uki boot.UKI
 	if r.Boot.Firmware != "bios" {
-		if err := b.programs(k); err != nil {
+		if uki, err = k.UKI(b.tree, ""); err != nil {
 			return err
 		}
 	}
 	kernel, initrd := b.tree.Get(k.Image), b.tree.Get(k.Initrd)
 	for _, p := range k.Paths() {
 		b.tree.Remove(p)
+	}
+	if err := b.seal(ctx); err != nil {
+		return err
+	}
+	if r.Boot.Firmware != "bios" {
+		if err := b.programs(uki); err != nil {
+			return err
+		}
 	}
 	if r.Boot.Firmware != "uefi" {
 		return b.startGRUB(kernel, initrd)
@@ -39,16 +56,10 @@ func (b *builder) boot(context.Context) error {
 // cmdline is the kernel's command line: the root, mounted read-only so that
 // systemd checks it before it is remounted as /etc/fstab says, and what the recipe adds.
 func (b *builder) cmdline(more string) string {
-	id := identities(b.recipe)
-	for _, p := range b.recipe.Disk.Partitions {
-		if p.Type != string(diskimage.RoleRoot) {
-			continue
+	for i := range b.recipe.Disk.Partitions {
+		if p := &b.recipe.Disk.Partitions[i]; p.Type == string(diskimage.RoleRoot) {
+			return strings.TrimSpace(b.rootWords(p, more) + " " + more)
 		}
-		root := "root=PARTUUID=" + id.partition(p.Name).String()
-		if p.Slot != "" {
-			root = "root=PARTLABEL=" + slotName(b.recipe)
-		}
-		return strings.TrimSpace(root + " ro " + more)
 	}
 	return more
 }

@@ -28,6 +28,7 @@ import (
 	"github.com/imgpipe/imgpipe/pkg/diskimage/boot/authenticode"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/packages"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/recipe"
+	"github.com/imgpipe/imgpipe/pkg/diskimage/sandbox"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/tree"
 )
 
@@ -41,18 +42,25 @@ type Options struct {
 	Progress func(Event)      // called in order; nil for none
 	Now      func() time.Time // for Record.Steps
 	Evidence bool             // Contents and Origin of the Image will be asked for
+	// Fetch brings an entry of the cache from elsewhere where it can; nil is nowhere.
+	Fetch    func(ctx context.Context, entry string)
+	Secrets  map[string][]byte // for run steps, by name: they never reach the image
+	Terminal *os.File          // where a run step that fails opens a shell; nil for none
+	Program  string            // what runs this, as exactly as it can be said: part of the steps' keys
 	// PolicyFiles checks the policy at path, and returns what it names by file: of
 	// an environment with a policy. nil is none.
 	PolicyFiles func(path string, text []byte) (map[string]string, error)
 
 	SecureBoot *authenticode.Signer // signs what UEFI starts, instead of the recipe's; nil is the recipe's
 
+	Bases Bases // opens what bases refer to
+
 	debian func(context.Context, packages.Request, packages.Options) (*packages.Result, error) // for tests; nil is packages.Debian
 }
 
 // Event tells how a build goes on: the step that runs, or that it ended.
 type Event struct {
-	Step  string // packages, tree, boot, layout
+	Step  string // packages or base, tree, boot, layout, and the recipe's own
 	Note  string // what is being done, in a few words
 	Ended bool
 	Err   error // with Ended
@@ -63,19 +71,25 @@ type Image struct {
 	Disk   diskimage.Disk
 	Table  *diskimage.Table
 	Record Record
-	files  []*os.File
+
+	Entries []string // of the cache, KIND/KEY, that the build used or made and others could use
+
+	files  []io.Closer
+	closed bool
 	made   made
 }
 
 // Record is what went into an image, and what it took.
 type Record struct {
+	Base      *BaseRecord        `json:"base,omitempty"` // if that is not Debian's packages
 	Packages  []packages.Package `json:"packages,omitempty"`
 	Sources   []packages.Source  `json:"sources,omitempty"`
 	FromCache bool               `json:"packagesFromCache"`
 	Inodes    int                `json:"inodes"`
-	RootUsed  int64              `json:"rootUsed"` // bytes
-	RootSize  int64              `json:"rootSize"` // bytes
-	Kernel    string             `json:"kernel"`   // version
+	RootUsed  int64              `json:"rootUsed"`           // bytes
+	RootSize  int64              `json:"rootSize"`           // bytes
+	Kernel    string             `json:"kernel"`             // version
+	RootHash  string             `json:"rootHash,omitempty"` // of a sealed root
 	Steps     []StepTime         `json:"steps"`
 	Keys      []StepKey          `json:"keys,omitempty"` // of the steps that make the tree
 
@@ -93,12 +107,12 @@ type StepTime struct {
 // Close lets go of the inputs.
 func (im *Image) Close() error {
 	var first error
-	for _, f := range im.files {
+	for _, f := range slices.Backward(im.files) { // what a base reads from was opened before it
 		if err := f.Close(); err != nil && first == nil {
 			first = err
 		}
 	}
-	im.files = nil
+	im.files, im.closed = nil, true
 	return first
 }
 
@@ -106,12 +120,25 @@ func (im *Image) Close() error {
 func Build(ctx context.Context, r *recipe.Recipe, o Options) (*Image, error) {
 	im := &Image{made: made{recipe: r}}
 	b := &builder{recipe: r, options: o, image: im}
-	for _, step := range b.steps() {
-		if err := b.step(ctx, step.name, step.run); err != nil {
-			return nil, errors.Join(err, im.Close())
-		}
+	if err := b.build(ctx); err != nil {
+		return nil, errors.Join(err, im.Close())
 	}
 	return im, nil
+}
+
+func (b *builder) build(ctx context.Context) (err error) {
+	defer func() {
+		if b.box != nil {
+			err = errors.Join(err, b.box.Close())
+		}
+	}()
+	for _, s := range b.steps() {
+		err := b.through(ctx, s, func(ctx context.Context) error { return b.step(ctx, s.name, s.run) })
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // builder carries a build from step to step.
@@ -120,11 +147,20 @@ type builder struct {
 	options Options
 	image   *Image
 	current string
+	chain   []string // of recipes that stand upon each other, down to this one; nil is just this one
 
 	tree *tree.Tree       // of the root and of what is mounted below it
-	key  diskimage.Digest // what decides tree as it is now; see next
+	key  diskimage.Digest // what decides tree as it is now; see extend
+	from []StepInput      // what the base is, once it is known
 	esp  []espFile        // of the EFI system partition
 	grub *grubParts       // what starts the image by BIOS; nil for nothing
+
+	box        *sandbox.Sandbox   // nil before the first step that runs
+	layers     map[string]layer   // by step
+	isGolden   bool               // tree has nothing of one machine
+	customized *tree.Tree         // before the steps that come after files
+	trees      []*tree.Tree       // of the partitions; see divide
+	sealed     map[string]*sealed // by the root's name
 }
 
 func (b *builder) step(ctx context.Context, name string, run func(context.Context) error) error {
@@ -150,21 +186,18 @@ func (b *builder) say(note string) {
 
 // debian has the recipe's packages brought from a base.
 func (b *builder) debian(ctx context.Context, base recipe.DebianBase) error {
-	r, debian := b.recipe, b.options.debian
+	debian, res := b.options.debian, b.image.made.packages
 	if debian == nil {
 		debian = packages.Debian
 	}
-	res, err := debian(ctx, packages.Request{
-		Debian: base, Arch: r.Arch, Packages: r.Packages, Epoch: r.Epoch,
-	}, packages.Options{
-		CacheDir: b.options.CacheDir, WorkDir: b.options.WorkDir, Refresh: b.options.Refresh,
-		Env: b.options.Env, Log: b.options.Log, Now: b.options.Now, Progress: b.packageEvent,
-	})
-	if err != nil {
-		return b.locate(err)
+	if res == nil {
+		var err error
+		if res, err = debian(ctx, b.packageRequest(base), b.packageOptions()); err != nil {
+			return b.locate(err)
+		}
+		b.image.made.packages = res
 	}
-	b.image.made.packages = res
-	b.next("packages", StepInput{"packages", res.Key})
+	b.image.Entries = append(b.image.Entries, res.Entries...)
 	rec := &b.image.Record
 	rec.Packages, rec.Sources, rec.FromCache = res.Packages, res.Sources, res.FromCache
 	if !res.FromCache {
@@ -182,10 +215,19 @@ func (b *builder) debian(ctx context.Context, base recipe.DebianBase) error {
 	if b.tree, err = tree.FromTar(f, info.Size()); err != nil {
 		return fmt.Errorf("%s: %w", res.Tar, err)
 	}
-	if b.options.Evidence {
-		b.image.made.installed = b.tree.Clone()
-	}
 	return nil
+}
+
+func (b *builder) packageRequest(base recipe.DebianBase) packages.Request {
+	return packages.Request{Debian: base, Arch: b.recipe.Arch, Packages: b.recipe.Packages, Epoch: b.recipe.Epoch,
+		NoInitramfs: b.recipe.Boot.Initramfs == initramfsNative}
+}
+
+func (b *builder) packageOptions() packages.Options {
+	o := b.options
+	return packages.Options{
+		CacheDir: o.CacheDir, WorkDir: o.WorkDir, Refresh: o.Refresh, Env: o.Env, Log: o.Log, Now: o.Now, Progress: b.packageEvent, Fetch: o.Fetch,
+	}
 }
 
 // locate gives each package that the archive does not have its place in the

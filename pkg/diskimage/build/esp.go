@@ -75,7 +75,7 @@ func (b *builder) entries() []menuEntry {
 
 // programs makes what UEFI starts (docs/loaders.md): the UKI alone, or
 // systemd-boot and a UKI for each entry.
-func (b *builder) programs(k boot.Kernel) error {
+func (b *builder) programs(u boot.UKI) error {
 	s, err := b.signer()
 	if err != nil {
 		return err
@@ -83,21 +83,13 @@ func (b *builder) programs(k boot.Kernel) error {
 	if s != nil {
 		b.image.Record.SecureBoot = fmt.Sprintf("%x", sha256.Sum256(s.Cert.Raw))
 	}
-	menu := b.recipe.Boot.Loader == "systemd-boot"
-	if menu {
-		if err := b.identify(k.OSRelease); err != nil {
-			return err
-		}
-	}
+	menu, release := b.recipe.Boot.Loader == "systemd-boot", u.OSRelease
 	for i, e := range b.entries() {
-		u, err := k.UKI(b.tree, e.cmdline)
-		if err != nil {
-			return err
-		}
+		u.Cmdline = e.cmdline
 		at := efiNames[b.recipe.Arch].fallback
 		if menu {
 			at = b.ukiName(e)
-			u.OSRelease = setRelease(u.OSRelease, "PRETTY_NAME", e.title)
+			u.OSRelease = setRelease(release, "PRETTY_NAME", e.title)
 			if e.name != "" {
 				u.OSRelease = setRelease(u.OSRelease, "IMAGE_ID", b.recipe.Name+"-"+e.name)
 			}

@@ -40,8 +40,8 @@ func describe(r *recipe.Recipe) *diskimage.Table {
 		if part.Role == diskimage.RoleConfig {
 			part.Attributes = diskimage.AttrNoAutoMount
 		}
-		if p.Slot != "" {
-			part.Name = map[string]string{"a": slotName(r), "b": emptySlot}[p.Slot]
+		if name := slotLabel(r, p); name != "" {
+			part.Name = name
 		}
 		t.Partitions = append(t.Partitions, part)
 	}

@@ -13,6 +13,24 @@ const emptySlot = "_empty"
 // it, whichever slot that is.
 func slotName(r *recipe.Recipe) string { return r.Name + "_" + r.Release }
 
+// slotLabel is the GPT name of a partition that is of a slot, "" for another. The
+// names of hashes are those of sysupdate.d(5)'s example.
+func slotLabel(r *recipe.Recipe, p recipe.Partition) string {
+	slot, suffix := p.Slot, ""
+	for _, q := range r.Disk.Partitions {
+		if p.Type == "verity" && q.Name == p.For {
+			slot, suffix = q.Slot, "_verity"
+		}
+	}
+	switch slot {
+	case "a":
+		return slotName(r) + suffix
+	case "b":
+		return emptySlot
+	}
+	return ""
+}
+
 // equalSlots makes slot b as large as slot a; each of sizes is the least of its
 // partition.
 func equalSlots(r *recipe.Recipe, sizes []int64) {

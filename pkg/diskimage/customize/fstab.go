@@ -19,8 +19,8 @@ type mount struct {
 // recipe's partitions in their order: one line for the root, one for each
 // partition that has a mount, by PARTUUID, parents first, and one for each swap.
 // The root is mounted with errors=remount-ro, as Debian's installer
-// writes it, and a partition that grows with x-systemd.growfs. Of two roots it is
-// the one in slot a, by the name of its partition: the same root may be in slot b
+// writes it, or "ro", and as /dev/mapper/root where it is sealed; a partition that grows with x-systemd.growfs.
+// Of two roots it is the one in slot a, by the name of its partition: the same root may be in slot b
 // of another machine. The config
 // partition is never mounted, the EFI system partition only where the recipe
 // gives it a mount: little in a running image needs it.
@@ -38,6 +38,11 @@ func Fstab(table *diskimage.Table, r *recipe.Recipe) []byte {
 		switch {
 		case kind == "swap":
 			m.options, m.pass = "sw", 0
+		case r.Disk.Partitions[i].ReadOnly:
+			m.options, m.pass = "ro", 0
+			if sealed(r.Disk.Partitions[i], r) { // its PARTUUID follows from what is in it, this file included
+				m.spec = "/dev/mapper/root"
+			}
 		case point == "/":
 			m.options, m.pass = "defaults,errors=remount-ro", 1
 		case kind == "vfat":
@@ -55,6 +60,11 @@ func Fstab(table *diskimage.Table, r *recipe.Recipe) []byte {
 		fmt.Fprintf(&b, "%s %s %s %s 0 %d\n", m.spec, escapeFstab(m.point), m.kind, m.options, m.pass)
 	}
 	return b.Bytes()
+}
+
+// sealed says that there are hashes of a partition.
+func sealed(p recipe.Partition, r *recipe.Recipe) bool {
+	return slices.ContainsFunc(r.Disk.Partitions, func(q recipe.Partition) bool { return q.Type == "verity" && q.For == p.Name })
 }
 
 // mountOf returns where a partition is mounted and as what, "" for nowhere.

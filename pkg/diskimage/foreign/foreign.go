@@ -40,7 +40,7 @@ func ReadFile(disk diskimage.Disk, p diskimage.Partition, path string, limit int
 }
 
 func readFile(r io.ReaderAt, kind, path string, limit int64) ([]byte, error) {
-	t, err := filesTree(r, kind)
+	t, err := Tree(r, 0, kind)
 	if err != nil {
 		return nil, err
 	}
@@ -62,7 +62,12 @@ func readFile(r io.ReaderAt, kind, path string, limit int64) ([]byte, error) {
 	return b, nil
 }
 
-func filesTree(r io.ReaderAt, kind string) (*tree.Tree, error) {
+// ErrNoReader is in the error of Tree for a filesystem that is not read here.
+var ErrNoReader = errors.New("no reader for this filesystem")
+
+// Tree returns all files of the filesystem in r, size bytes long, by its type as
+// Probe tells it: ext2, ext3, ext4, fat12, fat16, fat32.
+func Tree(r io.ReaderAt, size int64, kind string) (*tree.Tree, error) {
 	switch kind {
 	case "fat12", "fat16", "fat32":
 		fsys, err := fatfs.Open(r)
@@ -77,5 +82,5 @@ func filesTree(r io.ReaderAt, kind string) (*tree.Tree, error) {
 		}
 		return fsys.Tree()
 	}
-	return nil, fmt.Errorf("no reader for filesystem %q", kind)
+	return nil, fmt.Errorf("%q: %w", kind, ErrNoReader)
 }

@@ -44,11 +44,15 @@ func Tree(k *Kernel, modules []*Module) (*tree.Tree, error) {
 // Pack returns the archive of t as one zstd frame: the kernel takes a frame for
 // a whole archive (init/initramfs.c). The entries of first come first.
 func Pack(t *tree.Tree, first ...string) ([]byte, error) {
+	return pack(t, zstd.SpeedBestCompression, first...)
+}
+
+func pack(t *tree.Tree, level zstd.EncoderLevel, first ...string) ([]byte, error) {
 	var b bytes.Buffer
 	if err := Write(&b, t, first...); err != nil {
 		return nil, err
 	}
-	e, err := zstd.NewWriter(io.Discard, zstd.WithEncoderLevel(zstd.SpeedBestCompression), zstd.WithWindowSize(window),
+	e, err := zstd.NewWriter(io.Discard, zstd.WithEncoderLevel(level), zstd.WithWindowSize(window),
 		zstd.WithEncoderConcurrency(1), zstd.WithSingleSegment(false))
 	if err != nil {
 		return nil, fmt.Errorf("initramfs: %w", err)

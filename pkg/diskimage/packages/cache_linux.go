@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/klauspost/compress/zstd"
 
@@ -123,6 +124,7 @@ func (c *cache) root(key diskimage.Digest) *Result {
 	if s, err := os.Stat(r.Tar); err != nil || s.Size() != r.Size {
 		return nil
 	}
+	used(c.path("roots", key.Hex()+".json"))
 	return r
 }
 
@@ -133,11 +135,28 @@ type lastKey struct {
 
 // last returns the tree that a request last led to, nil if it is not cached.
 func (c *cache) last(request diskimage.Digest) *Result {
-	var k lastKey
-	if !getJSON(c.path("requests", request.Hex()+".json"), &k) {
+	key, ok := c.lastKey(request)
+	if !ok {
 		return nil
 	}
-	return c.root(k.Key)
+	return c.root(key)
+}
+
+func (c *cache) lastKey(request diskimage.Digest) (diskimage.Digest, bool) {
+	var k lastKey
+	name := c.path("requests", request.Hex()+".json")
+	ok := getJSON(name, &k)
+	if ok {
+		used(name)
+	}
+	return k.Key, ok
+}
+
+// used marks a file as used now: what was used longest ago is pruned first. A cache
+// that cannot be written to is not pruned either.
+func used(name string) {
+	now := time.Now()
+	_ = os.Chtimes(name, now, now) // as above
 }
 
 func (c *cache) setLast(request, key diskimage.Digest) error {
@@ -273,6 +292,7 @@ func (c *cache) hasDeb(u uri) bool {
 	h := sha256.New()
 	n, err := io.Copy(h, f)
 	if err == nil && n == u.Size && diskimage.Digest(h.Sum(nil)) == u.Digest {
+		used(f.Name())
 		return true
 	}
 	os.Remove(f.Name()) // damaged: it is downloaded again

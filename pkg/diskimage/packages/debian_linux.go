@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/imgpipe/imgpipe/pkg/diskimage"
+	"github.com/imgpipe/imgpipe/pkg/internal/workdir"
 )
 
 //go:embed setup.sh
@@ -60,6 +61,9 @@ func Debian(ctx context.Context, req Request, o Options) (*Result, error) {
 		return nil, fmt.Errorf("debian: %w", err)
 	}
 	res, err := r.result(ctx)
+	if err == nil {
+		res.Entries = r.entries(res.Key)
+	}
 	if err != nil {
 		if ctx.Err() != nil {
 			err = ctx.Err() // whatever else broke broke because of that
@@ -67,6 +71,37 @@ func Debian(ctx context.Context, req Request, o Options) (*Result, error) {
 		return nil, fmt.Errorf("debian: %w", err)
 	}
 	return res, nil
+}
+
+// Cached returns the tree that a request last led to, nil where the cache has none.
+// It needs neither rights nor network.
+func Cached(ctx context.Context, req Request, o Options) (*Result, error) {
+	r, err := newRun(ctx, req, o)
+	if err != nil {
+		return nil, fmt.Errorf("debian: %w", err)
+	}
+	return r.last(ctx), nil
+}
+
+// last returns what the request last led to, here or where Fetch finds it.
+func (r *run) last(ctx context.Context) *Result {
+	res := r.cache.last(r.request)
+	if res == nil && r.Fetch != nil {
+		r.Fetch(ctx, "requests/"+r.request.Hex())
+		if key, ok := r.cache.lastKey(r.request); ok {
+			r.Fetch(ctx, "roots/"+key.Hex())
+		}
+		res = r.cache.last(r.request)
+	}
+	if res != nil {
+		res.FromCache = true
+		res.Entries = r.entries(res.Key)
+	}
+	return res
+}
+
+func (r *run) entries(key diskimage.Digest) []string {
+	return []string{"roots/" + key.Hex(), "requests/" + r.request.Hex()}
 }
 
 // run is one call of Debian.
@@ -135,8 +170,7 @@ func toolVersion(ctx context.Context) (string, error) {
 // same request wait for each other, so that one does the work.
 func (r *run) result(ctx context.Context) (*Result, error) {
 	if !r.Refresh {
-		if res := r.cache.last(r.request); res != nil {
-			res.FromCache = true
+		if res := r.last(ctx); res != nil {
 			return res, nil
 		}
 	}
@@ -165,27 +199,27 @@ func (e *errTooSmall) Error() string { return fmt.Sprintf("about %d MiB are need
 // build runs mmdebstrap once, or twice if the tree turns out not to fit into
 // memory.
 func (r *run) build(ctx context.Context, parent string, need int64) (*Result, error) {
-	for _, p := range []string{parent, sharedMem, varTmp} {
+	for _, p := range []string{parent, workdir.SharedMem, workdir.VarTmp} {
 		if p != "" {
-			sweepWorkDirs(p, r.mode)
+			workdir.Left(p, workPrefix, func(dir string) { removeWorkDir(dir, r.mode) }) // the next build tries again
 		}
 	}
-	dir, err := workDir(parent, need)
+	dir, err := workdir.Make(parent, workPrefix, need)
 	if err != nil {
 		return nil, err
 	}
-	held, err := holdWorkDir(dir)
+	held, err := workdir.Hold(dir)
 	if err != nil {
 		return nil, errors.Join(err, removeWorkDir(dir, r.mode))
 	}
 	defer held.Close()
 	var res *Result
 	if err = r.fill(dir); err == nil {
-		res, err = r.runIn(ctx, dir, strings.HasPrefix(dir, sharedMem+"/") && parent == "")
+		res, err = r.runIn(ctx, dir, strings.HasPrefix(dir, workdir.SharedMem+"/") && parent == "")
 	}
 	err = errors.Join(err, removeWorkDir(dir, r.mode))
 	if small, ok := errors.AsType[*errTooSmall](err); ok {
-		return r.build(ctx, varTmp, small.need)
+		return r.build(ctx, workdir.VarTmp, small.need)
 	}
 	return res, err
 }
@@ -250,7 +284,10 @@ func (r *run) runIn(ctx context.Context, dir string, mayMove bool) (_ *Result, e
 	t.decide = func(s []Source) (bool, error) {
 		key, err := keyOf(r.request, s)
 		if err == nil {
-			cached = r.cache.root(key)
+			if cached = r.cache.root(key); cached == nil && r.Fetch != nil {
+				r.Fetch(ctx, "roots/"+key.Hex())
+				cached = r.cache.root(key)
+			}
 		}
 		return cached == nil, err
 	}
@@ -258,7 +295,7 @@ func (r *run) runIn(ctx context.Context, dir string, mayMove bool) (_ *Result, e
 	t.planned = func(plan []uri, missing int) error {
 		out.plan(len(plan), missing)
 		need = estimate(plan)
-		if mayMove && room(dir) < need {
+		if mayMove && workdir.Room(dir) < need {
 			return &errTooSmall{need}
 		}
 		return nil
@@ -368,6 +405,9 @@ func (r *run) command(ctx context.Context, dir string) *exec.Cmd {
 	cmd.Dir = "/"
 	cmd.Env = append(append([]string{}, r.Env...), baseEnv...) // the last of a name counts
 	cmd.Env = append(cmd.Env, "TMPDIR="+dir, "SOURCE_DATE_EPOCH="+strconv.FormatInt(r.req.Epoch.Unix(), 10), "IMGPIPE_VARIANT="+d.Variant)
+	if r.req.NoInitramfs {
+		cmd.Env = append(cmd.Env, "IMGPIPE_INITRAMFS=no")
+	}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.Cancel = func() error { return unix.Kill(-cmd.Process.Pid, unix.SIGKILL) }
 	cmd.WaitDelay = 5 * time.Second

@@ -19,7 +19,7 @@ compiling=$!
 for kernel in "$root"/boot/vmlinuz-*; do
 	[ -f "$kernel" ] || continue
 	version=${kernel##*/vmlinuz-}
-	if [ -x "$root/usr/sbin/update-initramfs" ] && [ ! -e "$root/boot/initrd.img-$version" ]; then
+	if [ "${IMGPIPE_INITRAMFS:-}" != no ] && [ -x "$root/usr/sbin/update-initramfs" ] && [ ! -e "$root/boot/initrd.img-$version" ]; then
 		chroot "$root" /usr/sbin/update-initramfs -c -k "$version"
 	fi
 	echo "kernel $version" >&3

@@ -14,7 +14,7 @@
 // It guarantees that the same request against the same archive (the same
 // InRelease files) gives the same tree after Golden, whoever builds it, where
 // and when; that the distribution's initramfs is generated at most once for a
-// kernel; that a cached result needs no network; that the cache never holds
+// kernel, and not at all where none is wanted; that a cached result needs no network; that the cache never holds
 // anything half-made, whatever is killed; and that a cancelled run leaves no
 // process and no temporary directory behind.
 //
@@ -23,6 +23,7 @@
 package packages
 
 import (
+	"context"
 	"io"
 	"strings"
 	"time"
@@ -37,6 +38,8 @@ type Request struct {
 	Arch     string    // Debian's word: amd64, arm64
 	Packages []string  // names, NAME=VERSION or NAME/SUITE; their order means nothing
 	Epoch    time.Time // whole seconds; no timestamp in the tree is later
+
+	NoInitramfs bool // none is generated: whoever asks makes one
 }
 
 // Options says where and how, none of which changes the tree.
@@ -48,6 +51,9 @@ type Options struct {
 	Progress func(Event)      // called in order from one goroutine; nil for none
 	Log      io.Writer        // gets the tools' own output as it comes; nil for none
 	Now      func() time.Time // for Result.Steps; nil records no times
+	// Fetch brings a cache entry, KIND/KEY, from elsewhere where it can: tried
+	// before the entry is made. nil is nowhere.
+	Fetch func(ctx context.Context, entry string)
 }
 
 // Event is a moment of a run. Total is 0 where it is not known.
@@ -74,6 +80,7 @@ const (
 type Result struct {
 	Tar       string           `json:"-"` // path of an uncompressed pax tar
 	FromCache bool             `json:"-"`
+	Entries   []string         `json:"-"`    // of the cache, KIND/KEY: what the next such request finds
 	Key       diskimage.Digest `json:"key"`  // of the request and the archive's state
 	Size      int64            `json:"size"` // of Tar in bytes
 	Digest    diskimage.Digest `json:"digest"`

@@ -100,7 +100,11 @@ func (r Request) identity(tool string, keys []byte) (request, sources diskimage.
 	if sources, err = digestJSON(base); err != nil {
 		return request, sources, err
 	}
-	request, err = digestJSON([]any{base, tool, r.Debian.Variant, r.Packages, r.Epoch.Unix()})
+	all := []any{base, tool, r.Debian.Variant, r.Packages, r.Epoch.Unix()}
+	if r.NoInitramfs {
+		all = append(all, "no initramfs")
+	}
+	request, err = digestJSON(all)
 	return request, sources, err
 }
 

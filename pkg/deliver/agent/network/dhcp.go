@@ -16,8 +16,10 @@ import (
 
 	"github.com/insomniacslk/dhcp/dhcpv4"
 	"github.com/insomniacslk/dhcp/dhcpv4/nclient4"
+	"github.com/insomniacslk/dhcp/iana"
 
 	"github.com/imgpipe/imgpipe/pkg/deliver/netboot/wire"
+	"github.com/imgpipe/imgpipe/pkg/diskimage"
 )
 
 // dhcp holds a lease on an interface (RFC 2131) until ctx ends: it asks until it
@@ -61,7 +63,7 @@ func (n *Network) request(ctx context.Context, c *nclient4.Client, name string) 
 	if err != nil {
 		return nil, "", err
 	}
-	discover, err := dhcpv4.NewDiscovery(i.HardwareAddr, modifiers()...)
+	discover, err := dhcpv4.NewDiscovery(i.HardwareAddr, n.modifiers()...)
 	if err != nil {
 		return nil, "", err
 	}
@@ -87,7 +89,7 @@ func (n *Network) request(ctx context.Context, c *nclient4.Client, name string) 
 	if err != nil {
 		return nil, "", err
 	}
-	lease, err := c.RequestFromOffer(ctx, offer, modifiers()...)
+	lease, err := c.RequestFromOffer(ctx, offer, n.modifiers()...)
 	if err != nil {
 		return nil, "", err
 	}
@@ -97,7 +99,7 @@ func (n *Network) request(ctx context.Context, c *nclient4.Client, name string) 
 	if !known {
 		ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
 		defer cancel()
-		if again, err := dhcpv4.NewDiscovery(i.HardwareAddr, modifiers()...); err == nil {
+		if again, err := dhcpv4.NewDiscovery(i.HardwareAddr, n.modifiers()...); err == nil {
 			_, _ = c.SendAndRead(ctx, nclient4.DefaultServers, again, listen(func(*dhcpv4.DHCPv4) bool { return server != "" })) // nobody: then there is none
 		}
 	}
@@ -106,13 +108,48 @@ func (n *Network) request(ctx context.Context, c *nclient4.Client, name string) 
 	return lease, server, nil
 }
 
-func modifiers() []dhcpv4.Modifier {
-	return []dhcpv4.Modifier{
+// modifiers say what is asked for, and by whom: our class, and the machine as its
+// firmware said it before (RFC 4578, sections 2.1 and 2.3), so that a server knows
+// both requests for one machine's. Option 61 is left out, as UEFI firmware leaves
+// it out: a lease then follows the card's address, and stays the same one.
+func (n *Network) modifiers() []dhcpv4.Modifier {
+	out := []dhcpv4.Modifier{
 		dhcpv4.WithOption(dhcpv4.OptClassIdentifier(wire.DHCPClass)),
+		dhcpv4.WithOption(dhcpv4.OptClientArch(n.arch)),
 		dhcpv4.WithRequestedOptions(dhcpv4.OptionSubnetMask, dhcpv4.OptionRouter, dhcpv4.OptionDomainNameServer, dhcpv4.OptionInterfaceMTU,
 			dhcpv4.OptionNTPServers, dhcpv4.OptionVendorSpecificInformation, dhcpv4.OptionIPAddressLeaseTime),
 	}
+	if id := machineID(n.uuid); id != nil {
+		out = append(out, dhcpv4.WithOption(dhcpv4.OptGeneric(dhcpv4.OptionClientMachineIdentifier, id)))
+	}
+	return out
 }
+
+// archOf is how the machine's firmware is called in requests (IANA, "Processor
+// Architecture Types").
+func archOf(goarch string, uefi bool) iana.Arch {
+	switch {
+	case goarch == "arm64":
+		return iana.EFI_ARM64
+	case uefi:
+		return iana.EFI_X86_64
+	}
+	return iana.INTEL_X86PC
+}
+
+// machineID is option 97: type 0, and the UUID in the byte order of SMBIOS, whose
+// first three fields are little-endian. nil: that is no UUID.
+func machineID(uuid string) []byte {
+	g, err := diskimage.ParseGUID(uuid)
+	if err != nil || g.IsZero() {
+		return nil
+	}
+	g = g.Mixed()
+	return append([]byte{0}, g[:]...)
+}
+
+// after is time.After; tests have less time.
+var after = time.After
 
 // hold renews until that fails. At T1 the server is asked, and so again until the
 // lease is over (RFC 2131, section 4.4.5).
@@ -124,7 +161,7 @@ func (n *Network) hold(ctx context.Context, name string, lease *nclient4.Lease) 
 			select {
 			case <-ctx.Done():
 				return
-			case <-time.After(wait):
+			case <-after(wait):
 			}
 			next, err := n.renew(ctx, name, lease)
 			if err == nil {
@@ -146,7 +183,7 @@ func (n *Network) renew(ctx context.Context, name string, lease *nclient4.Lease)
 		return nil, err
 	}
 	defer c.Close()
-	next, err := c.Renew(ctx, lease, modifiers()...)
+	next, err := c.Renew(ctx, lease, n.modifiers()...)
 	if err != nil {
 		return nil, err
 	}
