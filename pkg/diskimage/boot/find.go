@@ -54,6 +54,9 @@ func FindBIOS(t *tree.Tree, arch string) (Kernel, error) { return find(t, arch, 
 // Initrd stays empty, and OSRelease, where there is none.
 func FindKernel(t *tree.Tree, arch string) (Kernel, error) { return find(t, arch, false, true) }
 
+// FindImage is Find for a tree of which just the kernel is asked for.
+func FindImage(t *tree.Tree, arch string) (Kernel, error) { return find(t, arch, false, false) }
+
 func find(t *tree.Tree, arch string, system, efi bool) (Kernel, error) {
 	stub, ok := stubs[arch]
 	if !ok {

@@ -29,7 +29,17 @@ import (
 // withLoaders is the small distribution with what other loaders are made of.
 func withLoaders(t *testing.T, without ...string) Options {
 	t.Helper()
-	o := options(t)
+	return addLoaders(t, options(t), without...)
+}
+
+// withNative has modules for a native initramfs as well.
+func withNative(t *testing.T) Options {
+	t.Helper()
+	return addLoaders(t, withModules(t))
+}
+
+func addLoaders(t *testing.T, o Options, without ...string) Options {
+	t.Helper()
 	small := o.debian
 	o.debian = func(ctx context.Context, req packages.Request, po packages.Options) (*packages.Result, error) {
 		res, err := small(ctx, req, po)
@@ -326,6 +336,44 @@ func TestSlotsAreSystemdSysupdates(t *testing.T) {
 		if was := im.Table.Partitions[i]; p.GUID != was.GUID || p.Extent != was.Extent {
 			t.Errorf("release 2: %+v, was %+v", p, was)
 		}
+	}
+}
+
+// TestAMenuWithARootHashIsBesideTheRoot: on /boot, since the hash follows from what is on the root.
+func TestAMenuWithARootHashIsBesideTheRoot(t *testing.T) {
+	im := make1(t, load(t, withBoot("firmware: bios, initramfs: native", biosPart, "name: boot, type: data, filesystem: ext4, size: 32MiB, mount: /boot",
+		"name: root, type: root, readOnly: true", "name: hashes, type: verity, for: root")), withNative(t))
+	menu, err := foreign.ReadFile(im.Disk, im.Table.Partitions[1], "/grub/grub.cfg", 1<<20)
+	if err != nil || im.Record.RootHash == "" || !strings.Contains(string(menu), "'roothash="+im.Record.RootHash+"'") {
+		t.Errorf("root hash %q, %v\n%s", im.Record.RootHash, err, menu)
+	}
+}
+
+// TestSealedSlots: hashes for each slot, named as systemd-sysupdate's examples are.
+func TestSealedSlots(t *testing.T) {
+	im := make1(t, load(t, withBoot("loader: systemd-boot, initramfs: native", espPart, "name: root-a, type: root, slot: a, readOnly: true", "name: root-b, type: root, slot: b, readOnly: true",
+		"name: hashes-a, type: verity, for: root-a", "name: hashes-b, type: verity, for: root-b")), withNative(t))
+	var names []string
+	for _, p := range im.Table.Partitions {
+		names = append(names, p.Name)
+	}
+	if got := strings.Join(names, " "); got != "esp small_1 _empty small_1_verity _empty" {
+		t.Errorf("names: %s", got)
+	}
+	p := im.Table.Partitions
+	if p[1].Extent.Len != p[2].Extent.Len || p[3].Extent.Len != p[4].Extent.Len || p[3].Type != diskimage.TypeRootVerityX86_64 {
+		t.Errorf("sizes: %v", p)
+	}
+	for _, e := range im.Disk.Extents() {
+		if x := e.Intersect(p[2].Extent); x.Len > 0 {
+			t.Errorf("slot b has data at %v", x)
+		}
+		if x := e.Intersect(p[4].Extent); x.Len > 0 {
+			t.Errorf("slot b has hashes at %v", x)
+		}
+	}
+	if got := sections(t, onFAT(t, im, 0)["/EFI/Linux/small_1.efi"].Data)[".cmdline"]; !strings.Contains(got, "roothash="+im.Record.RootHash) {
+		t.Errorf("command line %q", got)
 	}
 }
 
