@@ -20,8 +20,8 @@ var secureBootFlags = []cli.Flag{
 	&cli.StringFlag{Name: "secure-boot-cert", Usage: "certificate of that key in `FILE` (PEM), its chain behind it"},
 }
 
-// secureBoot is who signs what UEFI starts: as the flags say, else as the recipe
-// does, else nobody, which is nil.
+// secureBoot is who signs what UEFI starts: as the flags or the recipe say, not
+// both, else nobody, which is nil.
 func secureBoot(c *cli.Context, r *recipe.Recipe) (*authenticode.Signer, error) {
 	key, cert := c.String("secure-boot-key"), c.String("secure-boot-cert")
 	own, field := r.Boot.SecureBoot, "boot.secureBoot"
@@ -42,7 +42,7 @@ func secureBoot(c *cli.Context, r *recipe.Recipe) (*authenticode.Signer, error) 
 	case r.Kind == recipe.KindDiskImage && r.Boot.Firmware == "bios":
 		return nil, ui.Usagef(c, "--secure-boot-key: the recipe's firmware is bios, which checks no signatures")
 	case own.Key != "":
-		ui.From(c).Sayf("signing with --secure-boot-key, and not with the recipe's %s", field)
+		return nil, recipeError(r.Errorf(field, "--secure-boot-key names another key: leave one of them out"))
 	}
 	s, err := loadSigner(c, key, cert)
 	if err != nil {
