@@ -9,9 +9,6 @@ import (
 
 var machines = map[string]uint16{"amd64": 0x8664, "arm64": 0xaa64} // PE Format, "Machine Types"
 
-// maxText bounds a section of text, in bytes.
-const maxText = 64 << 10
-
 // Split takes a unified kernel image for an architecture apart, whoever made it:
 // Kernel and Initrd are parts of d, the texts are what Build was given. Stub stays
 // empty. What is no UKI, as a boot loader or a kernel by itself, is an error.
