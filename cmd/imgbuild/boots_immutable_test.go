@@ -66,7 +66,7 @@ func newSealed(t *testing.T) *sealed {
 		t.Fatal(err)
 	}
 	h.run(h.imgpush, "write", dir, s.disk, "--yes", "--insecure-no-signature", "--hostname", "sealed-1", "--user-data", h.write("user-data", sealedUserData))
-	layout, err := oci.OpenDir(filepath.Join(h.dir, "images"))
+	layout, err := oci.OpenDir(t.Context(), filepath.Join(h.dir, "images"))
 	if err != nil {
 		t.Fatal(err)
 	}
