@@ -192,7 +192,7 @@ func TestBootsInitFindsTheRoot(t *testing.T) {
 			continue
 		}
 		extra := append([]string{"-drive", "if=none,id=r,format=raw,file=" + c.disk, "-device"}, strings.Fields(c.device)...)
-		writable := "Read-only file system"
+		writable := "writing /changed: open /changed: read-only file system"
 		if strings.Contains(c.cmdline, "rw") {
 			writable = "writing /changed: <nil>"
 		}
