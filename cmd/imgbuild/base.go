@@ -36,8 +36,11 @@ func (b *baseOpener) open(text, arch string) (*refs.Opener, oci.Ref, error) {
 		return nil, ref, err
 	}
 	ref.Platform = "linux/" + arch
-	opener, err := refs.For(b.c, text)
-	return opener, ref, err
+	way, err := refs.ReadWay(b.c, text)
+	if err != nil {
+		return nil, ref, err
+	}
+	return way.Opener(), ref, nil
 }
 
 func (b *baseOpener) image(ctx context.Context, text, arch string) (*base.Image, func() error, error) {

@@ -18,6 +18,7 @@ import (
 	"github.com/imgpipe/imgpipe/cmd/internal/ui"
 	"github.com/imgpipe/imgpipe/pkg/diskimage"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/build"
+	"github.com/imgpipe/imgpipe/pkg/diskimage/lock"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/recipe"
 	"github.com/imgpipe/imgpipe/pkg/oci"
 	"github.com/imgpipe/imgpipe/pkg/oci/sign/signer"
@@ -44,7 +45,9 @@ with imgpush as /init, and both in one EFI program (docs/environment.md).
   imgbuild build recipes/debian-server.yaml --raw disk.raw
   imgbuild build recipes/environment.yaml -o oci:images:environment
   imgbuild build recipes/debian-server.yaml --sbom --provenance --key ci.key
-  imgbuild build recipe.yaml --secure-boot-key db.key --secure-boot-cert db.crt`,
+  imgbuild build recipe.yaml --secure-boot-key db.key --secure-boot-cert db.crt
+  imgbuild build recipe.yaml --secure-boot-key awskms:///alias/db \
+    --secure-boot-cert db.crt`,
 		Flags: append([]cli.Flag{
 			setFlag,
 			&cli.StringFlag{Name: "output", Aliases: []string{"o"}, Usage: "where the image goes: `oci:DIR[:TAG]`", DefaultText: "oci:images:NAME-RELEASE"},
@@ -54,6 +57,7 @@ with imgpush as /init, and both in one EFI program (docs/environment.md).
 			&cli.StringSliceFlag{Name: "cache-from", Usage: "also look in the cache at `REF`, a repository or oci:DIR"},
 			&cli.StringFlag{Name: "cache-to", Usage: "give what this build used to the cache at `REF`"},
 			&cli.StringFlag{Name: "cache-size", Usage: "prune the cache to `SIZE` afterwards", Value: "20GiB", EnvVars: []string{"IMGPIPE_CACHE_SIZE"}},
+			&cli.BoolFlag{Name: "locked", Usage: "take in what the lock beside the recipe names, and nothing else"},
 			&cli.BoolFlag{Name: "explain", Usage: "say of each step why it differs from the last build"},
 			&cli.StringFlag{Name: "scratch", Usage: "`DIR` for the package manager's root", DefaultText: "memory where there is enough"},
 			&cli.IntFlag{Name: "workers", Usage: "compress with `N` workers; the result is the same", DefaultText: "one a processor"},
@@ -104,7 +108,7 @@ func runBuild(c *cli.Context) (err error) {
 			return err
 		}
 	}
-	efiSigner, err := secureBoot(c)
+	efiSigner, err := secureBoot(c, r)
 	if err != nil {
 		return err
 	}
@@ -133,7 +137,7 @@ func runBuild(c *cli.Context) (err error) {
 	}
 
 	if r.Kind == recipe.KindEnvironment {
-		return buildEnvironment(c, r, dir, ref, out, cache, key, begun)
+		return buildEnvironment(c, r, dir, ref, out, cache, efiSigner, key, begun)
 	}
 	steps := &buildSteps{talk: talk}
 	options := build.Options{
@@ -150,6 +154,13 @@ func runBuild(c *cli.Context) (err error) {
 	}
 	defer func() { err = errors.Join(err, memory.close()) }()
 	options.Program, options.Fetch = memory.program, memory.fetch
+	if c.Bool("locked") {
+		l, err := openLock(c, memory.opener)
+		if err != nil {
+			return err
+		}
+		options.Locked, options.FetchPackage, memory.lock = l.file, l.fetch, l.file.Digest()
+	}
 	if same, err := memory.same(options, dir, ref); err != nil {
 		return recipeError(baseError(err))
 	} else if same != nil {
@@ -161,7 +172,7 @@ func runBuild(c *cli.Context) (err error) {
 	}
 	defer func() { err = errors.Join(err, image.Close()) }()
 
-	packed, err := pack(c, talk, dir, ref, r, image, level)
+	packed, err := pack(c, talk, dir, ref, r, image, level, options.Locked)
 	if err != nil {
 		return err
 	}
@@ -231,7 +242,7 @@ func outputRef(c *cli.Context, out string) (oci.Ref, error) {
 }
 
 // pack stores the image in dir, where nothing names it yet.
-func pack(c *cli.Context, talk *ui.Talk, dir *oci.Dir, ref oci.Ref, r *recipe.Recipe, image *build.Image, level zstd.EncoderLevel) (*oci.Packed, error) {
+func pack(c *cli.Context, talk *ui.Talk, dir *oci.Dir, ref oci.Ref, r *recipe.Recipe, image *build.Image, level zstd.EncoderLevel, locked *lock.File) (*oci.Packed, error) {
 	previous := previousArtifact(c, dir, ref, r.Name)
 	if previous != nil {
 		defer previous.Close()
@@ -240,7 +251,12 @@ func pack(c *cli.Context, talk *ui.Talk, dir *oci.Dir, ref oci.Ref, r *recipe.Re
 		}
 	}
 	step := talk.Step("pack").Counts("packed")
-	packed, err := oci.Pack(c.Context, image.Disk, artifactConfig(r, image), dir, oci.PackOptions{
+	config := artifactConfig(r, image)
+	if locked != nil {
+		digest := locked.Digest()
+		config.Lock = &digest
+	}
+	packed, err := oci.Pack(c.Context, image.Disk, config, dir, oci.PackOptions{
 		Level: level, Workers: c.Int("workers"), Progress: step.Set, Previous: previous,
 	})
 	if err == nil && packed.Reused > 0 {

@@ -30,7 +30,8 @@ func Flags() []cli.Flag {
 	}
 }
 
-// Options of commands that only know layouts have no such flags, and need none.
+// options reads the flags; references are those among which the password's
+// registry is. Commands that only know layouts have no such flags, and need none.
 func options(c *cli.Context, references []string) (remote.Options, error) {
 	talk := ui.From(c)
 	o := remote.Options{

@@ -64,6 +64,14 @@ func (u unchanging) ReadAt(p []byte, off int64) (int, error) {
 // same disk in its place. digest is of what the disk is in. The disk must stay
 // readable; Close does not close it.
 func Disk(d diskimage.Disk, digest diskimage.Digest, root Root) (*Base, error) {
+	// An image of a CD may have partitions as well, of which none is the root.
+	if root.Partition == "" && foreign.Probe(d, d.Size()).Type == "iso9660" {
+		t, name, err := liveTree(d)
+		if err != nil {
+			return nil, err
+		}
+		return &Base{Digest: digest, Tree: t, Notes: []string{"root is " + name}}, nil
+	}
 	v := survey(d)
 	p, err := v.choose(root)
 	if err != nil {
@@ -79,7 +87,7 @@ func Disk(d diskimage.Disk, digest diskimage.Digest, root Root) (*Base, error) {
 	if err := v.mount(b, p); err != nil {
 		return nil, err
 	}
-	if err := v.takeApart(b, root.Arch); err != nil {
+	if err := v.takeApart(b); err != nil {
 		return nil, err
 	}
 	return b, nil
@@ -130,7 +138,7 @@ func survey(d diskimage.Disk) *volumes {
 			}
 			v.parts = append(v.parts, &part{number, p.Name, p.GUID.String(), p.Type, p.Extent, p.Filesystem})
 		}
-	case s.Filesystem.Type == "iso9660", s.MBR == nil && s.Filesystem.Type != "":
+	case s.Filesystem.Type != "":
 		v.parts = []*part{{extent: diskimage.Extent{Len: d.Size()}, fs: s.Filesystem}}
 	case s.MBR != nil:
 		for _, p := range s.MBR.Partitions {

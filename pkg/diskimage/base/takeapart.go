@@ -2,6 +2,7 @@ package base
 
 import (
 	"fmt"
+	"io"
 	"strings"
 
 	"github.com/imgpipe/imgpipe/pkg/diskimage"
@@ -13,7 +14,7 @@ const maxPrograms = 64 // EFI programs that are looked at
 
 // takeApart gives a tree without a kernel the kernels of the unified kernel images
 // on the disk's EFI system partition: an image of ours has its kernel nowhere else.
-func (v *volumes) takeApart(b *Base, arch string) error {
+func (v *volumes) takeApart(b *Base) error {
 	if len(boot.Kernels(b.Tree)) > 0 {
 		return nil
 	}
@@ -32,7 +33,7 @@ func (v *volumes) takeApart(b *Base, arch string) error {
 				continue
 			}
 			left--
-			u, err := boot.Split(e.Inode.Data, arch)
+			u, err := boot.Open(e.Inode.Data, e.Inode.Size())
 			if err != nil {
 				continue // another program
 			}
@@ -40,8 +41,12 @@ func (v *volumes) takeApart(b *Base, arch string) error {
 			if version == "" || strings.Contains(version, "/") {
 				continue
 			}
-			for name, data := range map[string]diskimage.Disk{"/boot/vmlinuz-": u.Kernel, "/boot/initrd.img-": u.Initrd} {
-				if data == nil {
+			initrd, err := joined(u.Initrds)
+			if err != nil {
+				return err
+			}
+			for name, data := range map[string]diskimage.Disk{"/boot/vmlinuz-": section(u.Kernel), "/boot/initrd.img-": initrd} {
+				if data.Size() == 0 {
 					continue
 				}
 				where, err := b.Tree.ResolveParent(name + version)
@@ -56,6 +61,21 @@ func (v *volumes) takeApart(b *Base, arch string) error {
 		}
 	}
 	return nil
+}
+
+func section(r *io.SectionReader) diskimage.Disk { return diskimage.Section(r, 0, r.Size()) }
+
+// joined puts archives of an initramfs one behind the other, each at a multiple of
+// four bytes (Documentation/driver-api/early-userspace/buffer-format.rst).
+func joined(archives []*io.SectionReader) (diskimage.Disk, error) {
+	var parts []diskimage.Part
+	end := int64(0)
+	for _, a := range archives {
+		end = (end + 3) / 4 * 4
+		parts = append(parts, diskimage.Part{Off: end, Disk: section(a)})
+		end += a.Size()
+	}
+	return diskimage.Join(end, parts...)
 }
 
 func isProgram(e tree.Entry) bool {

@@ -144,6 +144,18 @@ func TestFindInAnUnknownFamily(t *testing.T) {
 	}
 }
 
+// An initramfs that imgbuild made is the one that starts, whatever the kernel is
+// called and whatever the distribution made.
+func TestFindTheNativeInitramfs(t *testing.T) {
+	for _, c := range layouts {
+		native := "/boot/initrd.img-" + c.version
+		k, err := boot.Find(system(t, append(c.tree, debianStub, native+" = native")...), "amd64")
+		if err != nil || k.Initrd != native || c.initrd != native && !slices.Contains(k.Paths(), c.initrd) {
+			t.Errorf("%s: got %+v, %v", c.name, k, err)
+		}
+	}
+}
+
 // Only a rescue kernel is no kernel, and a name that leads nowhere is none.
 func TestFindNoRescue(t *testing.T) {
 	tr := system(t, "/etc/os-release = ID=fedora", debianStub, "/boot/vmlinuz-0-rescue-x", "/boot/initramfs-0-rescue-x.img",
@@ -154,54 +166,6 @@ func TestFindNoRescue(t *testing.T) {
 	if got := boot.Kernels(tr); len(got) != 0 {
 		t.Errorf("kernels %q", got)
 	}
-}
-
-// Split gives back what Build was given.
-func TestSplit(t *testing.T) {
-	tr := system(t, "/etc/os-release = ID=debian\n", "/boot/initrd.img-1 = initramfs")
-	program := stub()
-	for _, p := range []string{debianStub, "/boot/vmlinuz-1"} {
-		if err := tr.Put(p, &tree.Inode{Data: diskimage.Bytes(program)}); err != nil {
-			t.Fatal(err)
-		}
-	}
-	k, err := boot.Find(tr, "amd64")
-	if err != nil {
-		t.Fatal(err)
-	}
-	uki, err := k.UKI(tr, "quiet")
-	if err != nil {
-		t.Fatal(err)
-	}
-	image, err := uki.Build()
-	if err != nil {
-		t.Fatal(err)
-	}
-	got, err := boot.Split(image, "amd64")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if string(read(t, got.Kernel)) != string(program) || string(read(t, got.Initrd)) != "initramfs" ||
-		got.Uname != "1" || got.Cmdline != "quiet" || got.OSRelease != "ID=debian\n" {
-		t.Errorf("got uname %q, cmdline %q, os-release %q", got.Uname, got.Cmdline, got.OSRelease)
-	}
-	if _, err := boot.Split(image, "arm64"); err == nil {
-		t.Error("taken for arm64")
-	}
-	if _, err := boot.Split(diskimage.Bytes(program), "amd64"); err == nil || !strings.Contains(err.Error(), "not a unified kernel image") {
-		t.Errorf("the stub alone: %v", err)
-	}
-}
-
-func FuzzSplit(f *testing.F) {
-	f.Add([]byte("MZ"))
-	f.Fuzz(func(t *testing.T, b []byte) {
-		d := diskimage.Bytes(b)
-		u, err := boot.Split(d, "amd64")
-		if err == nil && (u.Kernel == nil || u.Kernel.Size() > d.Size()) {
-			t.Errorf("%+v", u)
-		}
-	})
 }
 
 func FuzzFind(f *testing.F) {

@@ -139,8 +139,15 @@ func (c *candidate) addInitrd(p string) {
 	}
 }
 
-// initrds looks for what generators made for a kernel.
+// initrds looks for what generators made for a kernel. Our own has Debian's name with
+// the version, and comes before all others.
 func (s *search) initrds(c *candidate) {
+	others := c.initrds
+	c.initrds = nil
+	c.addInitrd(regular(s.t, fmt.Sprintf(bootInitrds[0], c.version)))
+	for _, p := range others {
+		c.addInitrd(p)
+	}
 	for _, pattern := range bootInitrds {
 		c.addInitrd(regular(s.t, fmt.Sprintf(pattern, c.name)))
 	}

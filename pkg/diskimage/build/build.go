@@ -26,6 +26,7 @@ import (
 
 	"github.com/imgpipe/imgpipe/pkg/diskimage"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/boot/authenticode"
+	"github.com/imgpipe/imgpipe/pkg/diskimage/lock"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/packages"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/recipe"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/sandbox"
@@ -43,15 +44,17 @@ type Options struct {
 	Now      func() time.Time // for Record.Steps
 	Evidence bool             // Contents and Origin of the Image will be asked for
 	// Fetch brings an entry of the cache from elsewhere where it can; nil is nowhere.
-	Fetch    func(ctx context.Context, entry string)
-	Secrets  map[string][]byte // for run steps, by name: they never reach the image
-	Terminal *os.File          // where a run step that fails opens a shell; nil for none
-	Program  string            // what runs this, as exactly as it can be said: part of the steps' keys
+	Fetch        func(ctx context.Context, entry string)
+	Locked       *lock.File        // what the build takes in, and nothing else; nil is what there is
+	FetchPackage PackageFetcher    // of a locked package; nil, or an error, leaves its URL
+	Secrets      map[string][]byte // for run steps, by name: they never reach the image
+	Terminal     *os.File          // where a run step that fails opens a shell; nil for none
+	Program      string            // what runs this, as exactly as it can be said: part of the steps' keys
 	// PolicyFiles checks the policy at path, and returns what it names by file: of
 	// an environment with a policy. nil is none.
 	PolicyFiles func(path string, text []byte) (map[string]string, error)
 
-	SecureBoot *authenticode.Signer // signs the UKI; nil leaves it unsigned
+	SecureBoot *authenticode.Signer // signs what UEFI starts, instead of the recipe's; nil is the recipe's
 
 	Bases Bases // opens what bases refer to
 
@@ -93,7 +96,7 @@ type Record struct {
 	Steps     []StepTime         `json:"steps"`
 	Keys      []StepKey          `json:"keys,omitempty"` // of the steps that make the tree
 
-	SecureBoot string `json:"secureBoot,omitempty"` // SHA-256 of the certificate that the UKI is signed by
+	SecureBoot string `json:"secureBoot,omitempty"` // SHA-256 of the certificate that what UEFI starts is signed by
 
 	PackageSteps []packages.StepTime `json:"packageSteps,omitempty"` // within the step "packages"
 }
@@ -120,6 +123,11 @@ func (im *Image) Close() error {
 func Build(ctx context.Context, r *recipe.Recipe, o Options) (*Image, error) {
 	im := &Image{made: made{recipe: r}}
 	b := &builder{recipe: r, options: o, image: im}
+	if o.Locked != nil {
+		if err := b.obeys(ctx); err != nil {
+			return nil, err
+		}
+	}
 	if err := b.build(ctx); err != nil {
 		return nil, errors.Join(err, im.Close())
 	}
@@ -152,7 +160,8 @@ type builder struct {
 	tree *tree.Tree       // of the root and of what is mounted below it
 	key  diskimage.Digest // what decides tree as it is now; see extend
 	from []StepInput      // what the base is, once it is known
-	uki  *tree.Inode      // the EFI program that boots the image
+	esp  []espFile        // of the EFI system partition
+	grub *grubParts       // what starts the image by BIOS; nil for nothing
 
 	box        *sandbox.Sandbox   // nil before the first step that runs
 	layers     map[string]layer   // by step
@@ -225,7 +234,7 @@ func (b *builder) packageRequest(base recipe.DebianBase) packages.Request {
 func (b *builder) packageOptions() packages.Options {
 	o := b.options
 	return packages.Options{
-		CacheDir: o.CacheDir, WorkDir: o.WorkDir, Refresh: o.Refresh, Env: o.Env, Log: o.Log, Now: o.Now, Progress: b.packageEvent, Fetch: o.Fetch,
+		CacheDir: o.CacheDir, WorkDir: o.WorkDir, Refresh: o.Refresh, Env: o.Env, Log: o.Log, Now: o.Now, Progress: b.packageEvent, Fetch: o.Fetch, Lock: b.lockOf(),
 	}
 }
 

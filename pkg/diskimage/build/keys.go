@@ -37,6 +37,11 @@ type StepInput struct {
 // recipe's sources, and writes nothing.
 func Keys(ctx context.Context, r *recipe.Recipe, o Options) (keys []StepKey, known bool, err error) {
 	b := &builder{recipe: r, options: o, image: &Image{made: made{recipe: r}}}
+	if o.Locked != nil {
+		if err := b.obeys(ctx); err != nil {
+			return nil, false, err
+		}
+	}
 	for _, s := range b.steps() {
 		switch ok, err := b.extend(ctx, s); {
 		case err != nil:

@@ -35,6 +35,9 @@ for f in *.deb; do
 done >"$root/tmp/imgpipe.new"
 tar -cf - -T "$root/tmp/imgpipe.new" >&3
 
+[ "$IMGPIPE_LOCK" != strict ] || mv "$root/tmp/imgpipe.sources.list" "$root/etc/apt/sources.list"
+rm -f "$root/etc/apt/sources.list.d/00imgpipe.list" "$root/etc/apt/preferences.d/00imgpipe"
+
 # the empty keys of the other hook, and any of a type that it does not know: they
 # would differ from run to run, and secrets do not belong in a cache
 rm -f "$root"/etc/ssh/ssh_host_*_key "$root"/etc/ssh/ssh_host_*_key.pub

@@ -54,6 +54,7 @@ type Options struct {
 	// Fetch brings a cache entry, KIND/KEY, from elsewhere where it can: tried
 	// before the entry is made. nil is nowhere.
 	Fetch func(ctx context.Context, entry string)
+	Lock  *Lock // which packages there are; nil: what the archive has
 }
 
 // Event is a moment of a run. Total is 0 where it is not known.
@@ -91,6 +92,7 @@ type Result struct {
 	Keyring   diskimage.Digest `json:"keyring"`  // of the keys that the archive was checked with
 	Mode      string           `json:"mode"`     // "root" or "unshare"
 	Steps     []StepTime       `json:"steps,omitempty"`
+	Locked    []Locked         `json:"locked,omitempty"` // Packages, as a lock says them
 }
 
 // Source is the signed state of one suite of an archive: its InRelease file.

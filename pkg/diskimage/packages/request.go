@@ -17,7 +17,7 @@ import (
 // format is the version of everything here that decides what a tree or its
 // record holds. It is part of every key: raise it when the hooks, the
 // environment or Result change.
-const format = 3
+const format = 4
 
 var (
 	reWord    = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._+/-]*$`)
