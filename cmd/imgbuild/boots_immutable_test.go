@@ -7,13 +7,14 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/imgpipe/imgpipe/cmd/internal/qemu"
 	"github.com/imgpipe/imgpipe/pkg/diskimage"
-	"github.com/imgpipe/imgpipe/pkg/oci"
+	"github.com/imgpipe/imgpipe/pkg/diskimage/gpt"
 )
 
 // TestBootsNativeInitramfs: the example with an initramfs of ours, and the package manager made none.
@@ -24,8 +25,8 @@ func TestBootsNativeInitramfs(t *testing.T) {
 	ref := "oci:" + h.dir + "/images:native"
 	var result struct{ PackageSteps []struct{ Step string } }
 	out := h.run(h.imgbuild, "build", filepath.Join(dir, filepath.Base(recipe)), "-o", ref, "--cache", h.cache, "--json")
-	if err := json.Unmarshal(out, &result); err != nil {
-		t.Fatal(err)
+	if err := json.Unmarshal(out, &result); err != nil || bytes.Contains(out, []byte(`"initramfs"`)) {
+		t.Errorf("%v, or the package manager made an initramfs: %+v", err, result.PackageSteps)
 	}
 	h.run(h.imgbuild, "test", ref, "--timeout", "15m", "--log", filepath.Join(h.dir, "console"),
 		"--expect", "imgpipe-init: ", "--expect", "login:", "--reject", "Kernel panic", "--reject", "Failed to start")
@@ -60,20 +61,23 @@ func newSealed(t *testing.T) *sealed {
 	t.Helper()
 	h := newHouse(t)
 	s := &sealed{house: h, disk: h.write("disk.raw", "")}
-	dir := "oci:" + h.dir + "/images:sealed"
-	h.run(h.imgbuild, "build", "../../recipes/debian-immutable.yaml", "-o", dir, "--cache", h.cache)
+	ref := "oci:" + h.dir + "/images:sealed"
+	h.run(h.imgbuild, "build", "../../recipes/debian-immutable.yaml", "-o", ref, "--cache", h.cache)
 	if err := os.Truncate(s.disk, 3<<30); err != nil {
 		t.Fatal(err)
 	}
-	h.run(h.imgpush, "write", dir, s.disk, "--yes", "--insecure-no-signature", "--hostname", "sealed-1", "--user-data", h.write("user-data", sealedUserData))
-	layout, err := oci.OpenDir(t.Context(), filepath.Join(h.dir, "images"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer layout.Close()
+	h.run(h.imgpush, "write", ref, s.disk, "--yes", "--insecure-no-signature", "--hostname", "sealed-1", "--user-data", h.write("user-data", sealedUserData))
 	host, err := qemu.Find("amd64")
 	if err != nil {
 		t.Skip(err)
+	}
+	f, err := os.Open(s.disk)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if s.table, err = gpt.Parse(f, 3<<30, 512); err != nil {
+		t.Fatal(err)
 	}
 	s.machine = qemu.Machine{Host: host, Accel: "tcg", Disk: s.disk, Isolated: true}
 	return s
@@ -157,9 +161,29 @@ func TestBootsImmutable(t *testing.T) {
 	if id(first) != id(second) || len(id(first)) != 32 || !strings.Contains(second, "key=ssh-ed25519 ") {
 		t.Errorf("machine-id %q, then %q", id(first), id(second))
 	}
-	for what, off := range map[string]int64{
-		"a file": s.find("golden\n"), "the filesystem": s.find("\x00\x00")} {
-		_ = what
-		_ = off
+	for _, c := range []struct {
+		what string
+		off  int64
+	}{
+		{"a file", s.find("golden\n") + 3},
+		{"the filesystem", s.partition("root") + 1024 + 64}, // its label
+		{"the hashes", s.partition("root-verity") + 4096 + 5},
+	} {
+		again := s.flip(c.off)
+		console := s.boot(true, []string{"is corrupted", "reboot: Restarting system"}, nil)
+		again()
+		t.Logf("%s: %s", c.what, regexp.MustCompile(`.*is corrupted.*`).FindString(console))
 	}
+}
+
+// partition returns where on the disk a partition begins.
+func (s *sealed) partition(name string) int64 {
+	s.t.Helper()
+	for _, p := range s.table.Partitions {
+		if p.Name == name {
+			return p.Extent.Off
+		}
+	}
+	s.t.Fatalf("no partition %s", name)
+	return 0
 }

@@ -148,7 +148,7 @@ func runLock(c *cli.Context) (err error) {
 	}
 	defer func() { err = errors.Join(err, opener.Close()) }()
 	o := build.Options{
-		CacheDir: cache, WorkDir: c.String("scratch"), Env: proxies(), Progress: (&buildSteps{talk: talk}).event, Now: time.Now,
+		CacheDir: cache, WorkDir: c.String("scratch"), Env: proxies(), Progress: (&buildSteps{talk: talk}).event, Now: time.Now, Bases: bases(c),
 	}
 	if old != nil {
 		l, err := openLock(c, opener)
@@ -163,7 +163,7 @@ func runLock(c *cli.Context) (err error) {
 	}
 	f, err := build.Resolve(c.Context, r, o, how)
 	if err != nil {
-		return recipeError(err)
+		return recipeError(baseError(err))
 	}
 	var changes []string
 	if old != nil {

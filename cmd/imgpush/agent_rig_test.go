@@ -244,8 +244,8 @@ func newDisk(t *testing.T) string {
 	return path
 }
 
-// boot is one boot of a machine's agent, as PID 1 has it but for the machine.
-type boot struct {
+// oneBoot is one boot of a machine's agent, as PID 1 has it but for the machine.
+type oneBoot struct {
 	*agent.Agent
 	client *call.Client
 	ctx    context.Context //nolint:containedctx // of the boot, for its test
@@ -270,7 +270,7 @@ func (l *lines) say(format string, args ...any) {
 }
 
 // await waits until something was said.
-func (b *boot) await(t *testing.T, text string) {
+func (b *oneBoot) await(t *testing.T, text string) {
 	t.Helper()
 	end := time.After(30 * time.Second)
 	for {
@@ -289,7 +289,7 @@ func (b *boot) await(t *testing.T, text string) {
 }
 
 // end waits for the end of the boot.
-func (b *boot) end(t *testing.T, want agent.Ending) {
+func (b *oneBoot) end(t *testing.T, want agent.Ending) {
 	t.Helper()
 	select {
 	case got := <-b.ended:
@@ -304,7 +304,7 @@ func (b *boot) end(t *testing.T, want agent.Ending) {
 }
 
 // boot starts the nth machine's agent.
-func (a *agentSite) boot(n int, disk string) *boot {
+func (a *agentSite) boot(n int, disk string) *oneBoot {
 	a.t.Helper()
 	b := a.agent(n, disk)
 	go func() { b.ended <- b.Run(b.ctx) }()
@@ -312,7 +312,7 @@ func (a *agentSite) boot(n int, disk string) *boot {
 }
 
 // agent prepares it: for tests that make its calls.
-func (a *agentSite) agent(n int, disk string) *boot {
+func (a *agentSite) agent(n int, disk string) *oneBoot {
 	a.t.Helper()
 	said := &lines{news: make(chan struct{})}
 	env := &environment.Config{Server: environment.Server{URL: a.url, CA: []string{a.ca}}}
@@ -321,7 +321,7 @@ func (a *agentSite) agent(n int, disk string) *boot {
 		a.t.Fatal(err)
 	}
 	claim := agenttest.Machine(n)
-	b := &boot{client: client, said: said, ended: make(chan agent.Ending, 1)}
+	b := &oneBoot{client: client, said: said, ended: make(chan agent.Ending, 1)}
 	b.ctx, b.off = context.WithCancel(a.t.Context())
 	a.t.Cleanup(func() { b.off(); client.Close() })
 	b.Agent = &agent.Agent{

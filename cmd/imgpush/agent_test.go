@@ -224,7 +224,7 @@ func TestAgentOthersJob(t *testing.T) {
 	a := newAgentSite(t, "127.0.0.1:0")
 	j := a.deploy("m0")
 	holder, other := a.agent(0, newDisk(t)), a.agent(1, newDisk(t))
-	claim := func(b *boot) *wire.Answer {
+	claim := func(b *oneBoot) *wire.Answer {
 		t.Helper()
 		id, inventory := b.Describe(t.Context())
 		answer, err := b.client.Claim(t.Context(), &wire.Claim{Version: wire.Version, Environment: b.Environment, Identity: id, Inventory: inventory})
@@ -240,7 +240,7 @@ func TestAgentOthersJob(t *testing.T) {
 	if answer.Action != wire.Deploy || answer.Job.ID != j.ID {
 		t.Fatalf("got %+v", answer)
 	}
-	refused := func(what string, b *boot, attempt int, status int) {
+	refused := func(what string, b *oneBoot, attempt int, status int) {
 		t.Helper()
 		_, begin := b.client.Begin(t.Context(), j.ID, &wire.Begin{Attempt: attempt})
 		_, events := b.client.Events(t.Context(), j.ID, &wire.Events{Attempt: attempt})
@@ -251,7 +251,7 @@ func TestAgentOthersJob(t *testing.T) {
 			}
 		}
 	}
-	read := func(b *boot) int {
+	read := func(b *oneBoot) int {
 		t.Helper()
 		r, err := (&http.Client{Transport: b.client.Transport()}).Get(a.url + "/v2/os/server/manifests/" + j.Spec.Image.Digest)
 		if err != nil {

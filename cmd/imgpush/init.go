@@ -27,6 +27,7 @@ import (
 	"github.com/imgpipe/imgpipe/pkg/deliver/agent/rescue"
 	"github.com/imgpipe/imgpipe/pkg/deliver/agent/system"
 	"github.com/imgpipe/imgpipe/pkg/deliver/blockdev"
+	"github.com/imgpipe/imgpipe/pkg/deliver/netboot/identity"
 	"github.com/imgpipe/imgpipe/pkg/deliver/netboot/wire"
 	"github.com/imgpipe/imgpipe/pkg/diskimage"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/environment"
@@ -145,13 +146,19 @@ func (p *pid1) run(ctx context.Context) (agent.Ending, error) {
 		p.say("%v", err)
 	}
 	p.clock(time.Time{}, time.Time{})
-	options := agentnet.Options{UUID: machine.System{}.UUID(), UEFI: machine.System{}.UEFI(), Reached: p.answered.Load}
+	options := agentnet.Options{UUID: p.uuid(), UEFI: machine.System{}.UEFI(), Reached: p.answered.Load}
 	if p.net, err = agentnet.Up(ctx, config, p.say, options); err != nil {
 		return "", fmt.Errorf("network: %w", err)
 	}
 	defer p.net.Close()
 	p.sntp(ctx)
 	return p.serve(ctx, config.BootMAC)
+}
+
+// uuid is the machine's, unless it is one that many machines have: to a DHCP server
+// they would be one.
+func (p *pid1) uuid() string {
+	return identity.UUID(machine.System{}.UUID())
 }
 
 // believe reads what the environment says of itself, once its files are found to

@@ -1,7 +1,10 @@
 package main
 
 import (
+	"bytes"
+	"encoding/binary"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -10,14 +13,16 @@ import (
 
 	netlab "github.com/imgpipe/imgpipe/cmd/internal/lab"
 	"github.com/imgpipe/imgpipe/pkg/diskimage"
+	"github.com/imgpipe/imgpipe/pkg/diskimage/boot"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/gpt"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/mkfs/fat"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/tree"
 )
 
 // kernelImage makes an image that is a UKI and nothing else: an environment of its
-// own, whose command line tells it from the one that writes it.
-func (f forge) kernelImage(t *testing.T, name, mark string) {
+// own, whose command line tells it from the one that writes it. Its kernel has its
+// distribution's signature, or none.
+func (f forge) kernelImage(t *testing.T, name, mark string, signed bool) {
 	t.Helper()
 	recipe := filepath.Join(f.dir, name+"-image.yaml")
 	text := fmt.Sprintf("extends: environment-vm.yaml\nname: %s\njobs: authenticated\ntrust: {keys: [release.pub]}\nserver: {ca: [state/ca.crt]}\ncmdline: console=ttyS0,115200 panic=10 %s\n", name, mark)
@@ -35,7 +40,36 @@ func (f forge) kernelImage(t *testing.T, name, mark string) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if !signed {
+		c, err := boot.Open(bytes.NewReader(uki), int64(len(uki)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		k, err := io.ReadAll(c.Kernel)
+		at := bytes.Index(uki, k[:4096])
+		if err != nil || at < 0 {
+			t.Fatalf("where is the kernel? %v", err)
+		}
+		// PE Format, "Optional Header Data Directories": the certificate table's.
+		entry := int(binary.LittleEndian.Uint32(k[60:])) + 24 + 112 + 8*4
+		if binary.LittleEndian.Uint32(k[entry:]) == 0 {
+			t.Fatal("the distribution's kernel is not signed")
+		}
+		clear(uki[at+entry : at+entry+8])
+	}
 	f.espImage(t, name, uki)
+}
+
+// build builds an environment of a recipe's text.
+func (f forge) build(t *testing.T, name, recipe string) {
+	t.Helper()
+	path := filepath.Join(f.dir, name+".yaml")
+	if err := os.WriteFile(path, []byte(recipe), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := f.run(f.imgbuild, "build", path, "-o", "oci:"+f.store+"/"+name+":1", "--key", f.key+".key"); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
 }
 
 // espImage makes an image of one EFI system partition that starts a program.
@@ -78,10 +112,13 @@ func (f forge) espImage(t *testing.T, name string, program []byte) {
 // firmware, and that an image which cannot be started so is started by a restart,
 // with a warning. The machine's clock is years behind, and is set.
 func TestNetbootKexec(t *testing.T) {
-	deploy := func(t *testing.T, image string) (*netSite, *netlab.Machine) {
+	deploy := func(t *testing.T, image, environment string) (*netSite, *netlab.Machine) {
 		n := newNetSite(t, siteSpec{dhcp: "proxy",
 			defaults: fmt.Sprintf("  image: %s/%s:1\n  bootTimeout: none\n  after: kexec\n  config: {phoneHome: 'off'}\n", registryAt, image),
 			machines: "  - name: one\n    match: {mac: '52:54:00:77:00:01'}\n"})
+		if environment != "environment" {
+			n.rewrite("/environment:1", "/"+environment+":1")
+		}
 		n.order("deploy", "one")
 		m := n.Machine(netlab.Spec{Name: "one", Number: 1, Firmware: netlab.HTTP, Extra: []string{"-rtc", "base=2020-01-01T00:00:00"}})
 		m.PowerOn()
@@ -90,8 +127,8 @@ func TestNetbootKexec(t *testing.T) {
 		return n, m
 	}
 	t.Run("a UKI", func(t *testing.T) {
-		netbootForge(t).kernelImage(t, "uki", "mark=of-the-image")
-		n, m := deploy(t, "uki")
+		netbootForge(t).kernelImage(t, "uki", "mark=of-the-image", true)
+		n, m := deploy(t, "uki", "environment")
 		at := len(m.Text())
 		m.Wait(bootTime, "starting the image's kernel", "mark=of-the-image", "imgpipe agent")
 		said := m.Text()[at:]
@@ -105,10 +142,23 @@ func TestNetbootKexec(t *testing.T) {
 	})
 	t.Run("a program that is no kernel", func(t *testing.T) {
 		netbootForge(t).small(t, "small", "small image boots")
-		n, m := deploy(t, "small")
+		n, m := deploy(t, "small", "environment")
 		m.Wait(bootTime, "warning: ", "restarting", "BdsDxe", "small image boots")
 		if out := n.order("job", n.jobs()[0].ID); !strings.Contains(out, "no unified kernel image") {
 			t.Errorf("the server was not told:\n%s", out)
+		}
+	})
+	t.Run("an unsigned kernel under lockdown", func(t *testing.T) {
+		f := netbootForge(t)
+		f.kernelImage(t, "unsigned", "mark=of-the-image", false)
+		f.build(t, "locked", "extends: environment-vm.yaml\nname: locked\njobs: authenticated\ntrust: {keys: [release.pub]}\nserver: {ca: [state/ca.crt]}\n"+
+			"cmdline: console=ttyS0,115200 panic=10 lockdown=integrity\n")
+		n, m := deploy(t, "unsigned", "locked")
+		m.Wait(bootTime, "warning: ", "restarting", "BdsDxe", "mark=of-the-image")
+		if out := n.order("job", n.jobs()[0].ID); !strings.Contains(out, "kexec_file_load") {
+			t.Errorf("the server was not told:\n%s", out)
+		} else {
+			t.Log(out[strings.Index(out, "kexec:"):])
 		}
 	})
 }

@@ -43,15 +43,10 @@ func (f forge) metal(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	own := "extends: environment-metal.yaml\nname: metal\njobs: authenticated\ntrust: {keys: [release.pub]}\nserver: {ca: [state/ca.crt]}\n"
-	for name, text := range map[string]string{"environment-metal.yaml": string(b), "metal.yaml": own} {
-		if err := os.WriteFile(filepath.Join(f.dir, name), []byte(text), 0o600); err != nil {
-			t.Fatal(err)
-		}
+	if err := os.WriteFile(filepath.Join(f.dir, "environment-metal.yaml"), b, 0o600); err != nil {
+		t.Fatal(err)
 	}
-	if out, err := f.run(f.imgbuild, "build", filepath.Join(f.dir, "metal.yaml"), "-o", "oci:"+f.store+"/metal:1", "--key", f.key+".key"); err != nil {
-		t.Fatalf("%v\n%s", err, out)
-	}
+	f.build(t, "metal", "extends: environment-metal.yaml\nname: metal\njobs: authenticated\ntrust: {keys: [release.pub]}\nserver: {ca: [state/ca.crt]}\n")
 }
 
 // TestNetbootMemory holds how much memory a machine needs to boot an environment
@@ -83,12 +78,12 @@ func TestNetbootMemory(t *testing.T) {
 			m.PowerOn()
 			m.Wait(bootTime, "imgpipe agent")
 			if memory >= 384 {
-				m.Wait(bootTime, "committed and acknowledged")
+				m.Wait(bootTime, "committed and acknowledged", "memory: this program had")
 			} else {
 				m.Wait(bootTime, "MiB of memory are free, and writing takes")
 				untouched(t, m)
 			}
-			for _, line := range regexp.MustCompile(`(?m)^.*(memory|first byte).*$`).FindAllString(m.Text(), -1) {
+			for _, line := range regexp.MustCompile(`(?m)^.*(MiB of memory|MiB at most|first byte).*$`).FindAllString(m.Text(), -1) {
 				t.Log(line)
 			}
 		})

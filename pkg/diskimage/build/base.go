@@ -62,6 +62,9 @@ func (b *builder) base(ctx context.Context) error {
 		return b.at(field, err)
 	}
 	b.image.files = append(b.image.files, got)
+	if err := b.obeysImage(name, field, got.Digest); err != nil {
+		return err
+	}
 	b.tree = got.Tree
 	for _, n := range got.Notes {
 		b.say(n)

@@ -2,12 +2,14 @@ package build
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os/exec"
 	"slices"
 	"strings"
 
+	"github.com/imgpipe/imgpipe/pkg/diskimage"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/lock"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/packages"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/recipe"
@@ -40,7 +42,7 @@ func Resolve(ctx context.Context, r *recipe.Recipe, o Options, how ResolveOption
 	}
 	base := r.Base.Debian
 	if base == nil {
-		return f, nil
+		return f, b.lockImage(ctx, f)
 	}
 	if f.Request, err = b.packageRequest(*base).RequestDigest(); err != nil {
 		return nil, err
@@ -75,6 +77,46 @@ func Resolve(ctx context.Context, r *recipe.Recipe, o Options, how ResolveOption
 	}
 	f.Packages, f.Archives = res.Locked, res.Sources
 	return f, nil
+}
+
+// lockImage writes down what the reference of a base leads to.
+func (b *builder) lockImage(ctx context.Context, f *lock.File) error {
+	if imageRef(b.recipe) == "" {
+		return nil
+	}
+	got, name, field, err := b.bring(ctx)
+	if err != nil {
+		return b.at(field, err)
+	}
+	f.Images = []lock.Image{{Ref: name, Digest: got.Digest}}
+	return errors.Join(got.Close(), b.image.Close())
+}
+
+// imageRef is the reference of a base, "" for none.
+func imageRef(r *recipe.Recipe) string {
+	switch from := r.Base; {
+	case from.OCI != nil:
+		return from.OCI.Ref
+	case from.Disk != nil:
+		return from.Disk.Ref
+	}
+	return ""
+}
+
+// obeysImage checks what the reference of a base led to.
+func (b *builder) obeysImage(name, field string, digest diskimage.Digest) error {
+	f := b.options.Locked
+	if f == nil || imageRef(b.recipe) == "" {
+		return nil
+	}
+	i := slices.IndexFunc(f.Images, func(l lock.Image) bool { return l.Ref == name })
+	switch {
+	case i < 0:
+		return b.recipe.Errorf(field, "%s is not in the lock", name)
+	case f.Images[i].Digest != digest:
+		return b.recipe.Errorf(field, "%s leads to %v, locked is %v", name, digest, f.Images[i].Digest)
+	}
+	return nil
 }
 
 // obeys checks that a recipe and this machine are what the lock was made for, and
@@ -133,6 +175,9 @@ func (b *builder) lockable() error {
 			errs = append(errs, r.Errorf(fmt.Sprintf("run[%d].network", i), "what step %s fetches cannot be locked; bring it as a file or a mount", s.Name))
 		}
 	}
+	if r.Base.Recipe != nil {
+		errs = append(errs, r.Errorf("base.recipe.file", "a tree of another recipe cannot be locked: extend the recipe instead"))
+	}
 	if r.Base.Debian == nil && len(r.Packages) > 0 {
 		errs = append(errs, r.Errorf("packages", "what a base's own package manager fetches cannot be locked; install it in the base"))
 	}
@@ -160,6 +205,17 @@ func (b *builder) lockInputs() ([]lockInput, error) {
 		out = append(out, lockInput{field, lock.Input{Name: r.Relative(path), Digest: d}})
 		return nil
 	}
+	for field, path := range map[string]string{
+		"base.tar.file":  where(r.Base.Tar, func(b *recipe.TarBase) string { return b.File }),
+		"base.dir.path":  where(r.Base.Dir, func(b *recipe.DirBase) string { return b.Path }),
+		"base.disk.file": where(r.Base.Disk, func(b *recipe.DiskBase) string { return b.File }),
+	} {
+		if path != "" {
+			if err := add(field, path); err != nil {
+				return nil, err
+			}
+		}
+	}
 	for i, f := range r.Files {
 		if f.Source != "" {
 			if err := add(fmt.Sprintf("files[%d].source", i), f.Source); err != nil {
@@ -175,6 +231,14 @@ func (b *builder) lockInputs() ([]lockInput, error) {
 		}
 	}
 	return out, nil
+}
+
+// where is the path in a base, "" where the recipe has another one.
+func where[B any](base *B, path func(*B) string) string {
+	if base == nil {
+		return ""
+	}
+	return path(base)
 }
 
 // tools returns the versions of the programs that make a Debian tree: the first

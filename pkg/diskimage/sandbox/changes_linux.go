@@ -114,12 +114,16 @@ func (c *changes) apply() (*tree.Tree, error) {
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", e.Path, err)
 		}
-		if same && !claimed[was] {
-			claimed[was] = true
-			c.touched(group)
-			continue
+		if same = same && !claimed[was]; same {
+			claimed[was], n = true, was
 		}
 		for _, e := range group {
+			if same && c.old.Get(e.Path) == was {
+				if !e.Read && e.Kind != tree.Dir { // it may have other times: it is sent again
+					c.session.held[e.Path] = nil
+				}
+				continue
+			}
 			if err := out.Put(e.Path, n); err != nil {
 				return nil, err
 			}
@@ -132,27 +136,15 @@ func (c *changes) apply() (*tree.Tree, error) {
 	return out, c.secrets(out)
 }
 
-// touched notes that files have other times than the tree says, though nothing
-// else: the next push sends them again. A file that was only read is as it was.
-func (c *changes) touched(group []*entry) {
-	for _, e := range group {
-		if !e.Read && e.Kind != tree.Dir {
-			c.session.held[e.Path] = nil
-		}
-	}
-}
-
-// before returns the one inode that all paths of a file had, nil if they had not.
+// before returns the inode that the paths of a file had, the first that had one;
+// nil for none.
 func (c *changes) before(group []*entry) *tree.Inode {
-	var was *tree.Inode
-	for i, e := range group {
-		n := c.old.Get(e.Path)
-		if n == nil || i > 0 && n != was {
-			return nil
+	for _, e := range group {
+		if n := c.old.Get(e.Path); n != nil {
+			return n
 		}
-		was = n
 	}
-	return was
+	return nil
 }
 
 // inode makes an inode of a found file, and says whether it is as it was.

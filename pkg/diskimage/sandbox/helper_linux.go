@@ -65,6 +65,7 @@ func enter(text string) error {
 	if err := json.Unmarshal([]byte(text), &s); err != nil {
 		return err
 	}
+	seal(fdReplies + 1)
 	s.WorkFD, s.CachesFD = -1, -1
 	for _, d := range []struct {
 		path string
@@ -95,6 +96,16 @@ func enter(text string) error {
 	return syscall.Exec("/proc/self/exe", []string{arg0, "serve", string(next)}, os.Environ())
 }
 
+// seal marks files from first on as not to be inherited: who started this program
+// may have left some open.
+func seal(first int) {
+	if unix.CloseRange(uint(first), ^uint(0)>>1, unix.CLOSE_RANGE_CLOEXEC) != nil { // before Linux 5.11
+		for fd := first; fd < 4096; fd++ {
+			unix.CloseOnExec(fd)
+		}
+	}
+}
+
 // base is where the helper has its mounts. What the host has there is hidden from it.
 const base = "/tmp"
 
@@ -121,6 +132,14 @@ func serve(text string) error {
 	flush := bufio.NewWriterSize(os.NewFile(fdReplies, "replies"), 64<<10)
 	h.flush, h.out = flush, gob.NewEncoder(flush)
 	h.in = gob.NewDecoder(bufio.NewReaderSize(os.NewFile(fdRequests, "requests"), 1<<20))
+	go func() { // the build may end, however that is, while a step runs
+		for {
+			poll := []unix.PollFd{{Fd: fdRequests}}
+			if n, err := unix.Poll(poll, -1); n > 0 && err == nil && poll[0].Revents&unix.POLLHUP != 0 {
+				os.Exit(0)
+			}
+		}
+	}()
 	if err := h.mount(); err != nil {
 		return h.answer(err)
 	}

@@ -25,7 +25,7 @@ type initReport struct {
 func initMain() error {
 	runtime.LockOSThread()
 	report := os.NewFile(3, "report")
-	unix.CloseOnExec(3)
+	seal(3)
 	status, err := runInit()
 	r := initReport{Status: status}
 	if err != nil {

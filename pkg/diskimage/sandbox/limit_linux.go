@@ -41,7 +41,7 @@ func limit() error {
 	for _, l := range []struct {
 		what      int
 		soft, max uint64
-	}{{unix.RLIMIT_CORE, 0, 0}, {unix.RLIMIT_NOFILE, 1024, 1 << 19}, {unix.RLIMIT_NPROC, 1 << 14, 1 << 14}} {
+	}{{unix.RLIMIT_CORE, 0, 0}, {unix.RLIMIT_NOFILE, 1024, 1 << 19}, {unix.RLIMIT_NPROC, 1 << 12, 1 << 12}} {
 		var is syscall.Rlimit
 		if err := syscall.Getrlimit(l.what, &is); err != nil {
 			return err

@@ -30,7 +30,7 @@ func (n *Network) six(ctx context.Context, name string) {
 	defer stop()
 	defer conn.Close()
 	asked, next := 0, time.Now()
-	heard, dhcp := false, false
+	heard, asks, managed := false, false, false
 	for ctx.Err() == nil {
 		if !heard && asked < solicits && !time.Now().Before(next) {
 			to := &net.IPAddr{IP: net.IPv6linklocalallrouters, Zone: name}
@@ -41,8 +41,8 @@ func (n *Network) six(ctx context.Context, name string) {
 		if a, from, ok := readAdvert(conn, 300*time.Millisecond); ok {
 			n.advertised(name, a, from, heard)
 			heard = true
-			if (a.managed || a.other) && !dhcp {
-				dhcp = true
+			if a.managed && !managed || a.other && !asks {
+				asks, managed = true, managed || a.managed
 				n.wg.Go(func() { n.dhcp6(ctx, name, a.managed) })
 			}
 		}
