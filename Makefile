@@ -52,7 +52,7 @@ boots: deps programs
 # images: a quarter of an hour without KVM. Debian and its next release are in
 # the demo; `make soak` has them as a test.
 test-netboot: deps programs
-	IMGPIPE_NETBOOT=1 $(GO) test -count=1 -timeout 60m -v ./cmd/imgpush -run 'TestNetboot(Firmware|Refusals|Interruptions|Kexec|VLAN)'
+	IMGPIPE_NETBOOT=1 $(GO) test -count=1 -timeout 60m -v ./cmd/imgpush -run 'TestNetboot(Firmware|Refusals|Interruptions|Kexec|VLAN|IPv6)'
 	IMGPIPE_NETBOOT=1 $(GO) test -count=1 -timeout 10m -v ./pkg/deliver/netboot/netboottest
 
 # The models of power cuts, and of jobs, with more of everything: minutes.

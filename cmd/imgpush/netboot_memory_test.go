@@ -56,7 +56,7 @@ func TestNetbootMemory(t *testing.T) {
 	f := netbootForge(t)
 	f.filled(t, "filled")
 	f.metal(t)
-	cases := []string{"environment:bios:384", "metal:bios:384", "environment:http:512", "metal:http:512", "environment:bios:224"}
+	cases := []string{"environment:bios:384", "metal:bios:384", "environment:http:512", "metal:http:512", "environment:bios:160"}
 	if one := os.Getenv("IMGPIPE_MEMORY"); one != "" {
 		cases = strings.Split(one, ",")
 	}
@@ -77,7 +77,7 @@ func TestNetbootMemory(t *testing.T) {
 			m := n.Machine(netlab.Spec{Name: "one", Number: 1, MemoryMiB: memory, Firmware: map[string]netlab.Firmware{"bios": netlab.BIOS, "http": netlab.HTTP}[firmware]})
 			m.PowerOn()
 			m.Wait(bootTime, "imgpipe agent")
-			if memory >= 384 {
+			if memory > 160 {
 				m.Wait(bootTime, "committed and acknowledged", "memory: this program had")
 			} else {
 				m.Wait(bootTime, "MiB of memory are free, and writing takes")

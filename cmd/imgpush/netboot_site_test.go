@@ -143,7 +143,7 @@ type netSite struct {
 }
 
 type siteSpec struct {
-	dhcp     string // "proxy" starts dnsmasq beside; "server"
+	dhcp     string // "proxy" starts dnsmasq beside; "server"; "off": nobody answers
 	defaults string // YAML below defaults, indented by two
 	machines string // YAML below machines
 	extra    string // YAML at the top
@@ -167,9 +167,12 @@ func newNetSite(t *testing.T, s siteSpec) *netSite {
 	}
 	n.startRegistry()
 	dhcp := "mode: proxy"
-	if s.dhcp == "server" {
+	switch s.dhcp {
+	case "server":
 		dhcp = "mode: server, ranges: [10.77.0.100-10.77.0.200]"
-	} else {
+	case "off":
+		dhcp = "mode: off"
+	default:
 		n.Start("dnsmasq", "dnsmasq", "--no-daemon", "--conf-file=/dev/null", "--port=0", "--interface="+netlab.Bridge, "--bind-interfaces",
 			"--dhcp-range=10.77.0.100,10.77.0.200,1h", "--dhcp-leasefile="+filepath.Join(n.root, "leases"), "--log-dhcp").Wait(time.Minute, "DHCP, IP range")
 	}
