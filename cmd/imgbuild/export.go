@@ -37,7 +37,7 @@ new one is complete. FILE may be - for stdout, of raw, vmdk and vhd.
   imgbuild export oci:images:debian-server disk.qcow2 --format qcow2 --compress zstd
   imgbuild export oci:images:debian-server - --format vmdk | ssh vmhost 'cat >disk.vmdk'
 
-Of an environment FILE is a folder, which gets vmlinuz, initramfs.zst and environment.efi.
+Of an environment FILE is a folder, which gets vmlinuz, initramfs.zst, environment.efi, and local.efi if that is signed.
 
 Without imgbuild, any OCI client and zstd make the raw disk: see docs/format.md.`,
 		Flags: append([]cli.Flag{

@@ -26,7 +26,7 @@ give the same image, bit for bit.
 'imgpush write' then puts the image onto a disk.`,
 		Commands: []*cli.Command{
 			buildCommand(), validateCommand(), showCommand(), schemaCommand(),
-			inspectCommand(), diffCommand(), importCommand(), exportCommand(), bootCommand(), testCommand(), gcCommand(), cacheCommand(),
+			inspectCommand(), diffCommand(), importCommand(), exportCommand(), bootCommand(), testCommand(), gcCommand(), cacheCommand(), lockCommand(),
 			signCommand(), attestCommand(), keygenCommand(),
 		},
 	}

@@ -35,12 +35,13 @@ import (
 
 // pid1 is the agent as the first process of a machine.
 type pid1 struct {
-	console *system.Console
-	env     *environment.Config
-	cmdline string
-	net     *agentnet.Network
-	watched chan struct{} // closed once nobody pings the watchdog, and it is stopped
-	contact atomic.Int64  // uptime in nanoseconds when the server answered last
+	console  *system.Console
+	env      *environment.Config
+	cmdline  string
+	net      *agentnet.Network
+	watched  chan struct{} // closed once nobody pings the watchdog, and it is stopped
+	contact  atomic.Int64  // uptime in nanoseconds when the server answered last
+	answered atomic.Bool   // it did
 }
 
 // runInit is main for PID 1. It never returns: a kernel whose first process ends
@@ -145,7 +146,8 @@ func (p *pid1) run(ctx context.Context) (agent.Ending, error) {
 		p.say("%v", err)
 	}
 	p.clock(time.Time{}, time.Time{})
-	if p.net, err = agentnet.Up(ctx, config, p.say, agentnet.Options{UUID: p.uuid(), UEFI: machine.System{}.UEFI()}); err != nil {
+	options := agentnet.Options{UUID: p.uuid(), UEFI: machine.System{}.UEFI(), Reached: p.answered.Load}
+	if p.net, err = agentnet.Up(ctx, config, p.say, options); err != nil {
 		return "", fmt.Errorf("network: %w", err)
 	}
 	defer p.net.Close()
@@ -322,7 +324,7 @@ func (p *pid1) serve(ctx context.Context, booted string) (agent.Ending, error) {
 	p.contact.Store(int64(system.Uptime()))
 	p.beside(func() { p.lonely(ctx, cancel) })
 	a := &agent.Agent{
-		Server: heard{client, &p.contact},
+		Server: heard{client, p},
 		Installer: &install.Installer{Open: opener{client, t}.open, Architecture: runtime.GOARCH, Entries: entries, Memory: available,
 			Kexec: func(disk io.ReaderAt, esp diskimage.Extent) error {
 				return kexec.Load(disk, esp, kexec.Options{Free: available()})
@@ -364,10 +366,13 @@ func (p *pid1) lonely(ctx context.Context, end func()) {
 // heard notes when the server answers.
 type heard struct {
 	*call.Client
-	at *atomic.Int64
+	p *pid1
 }
 
-func (h heard) note() { h.at.Store(int64(system.Uptime())) }
+func (h heard) note() {
+	h.p.contact.Store(int64(system.Uptime()))
+	h.p.answered.Store(true)
+}
 
 func (h heard) Claim(ctx context.Context, m *wire.Claim) (*wire.Answer, error) {
 	a, err := h.Client.Claim(ctx, m)

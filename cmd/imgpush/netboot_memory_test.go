@@ -53,11 +53,15 @@ func (f forge) metal(t *testing.T) {
 // and to write an image with it, and that with less it says so before it touches
 // the disk. IMGPIPE_MEMORY=ENVIRONMENT:FIRMWARE:MIB asks for one alone.
 func TestNetbootMemory(t *testing.T) {
+	one := os.Getenv("IMGPIPE_MEMORY")
+	if one == "" {
+		soak(t)
+	}
 	f := netbootForge(t)
 	f.filled(t, "filled")
 	f.metal(t)
 	cases := []string{"environment:bios:384", "metal:bios:384", "environment:http:512", "metal:http:512", "environment:bios:160"}
-	if one := os.Getenv("IMGPIPE_MEMORY"); one != "" {
+	if one != "" {
 		cases = strings.Split(one, ",")
 	}
 	for _, c := range cases {
@@ -67,7 +71,7 @@ func TestNetbootMemory(t *testing.T) {
 			if _, err := fmt.Sscanf(strings.ReplaceAll(c, ":", " "), "%s %s %d", &env, &firmware, &memory); err != nil {
 				t.Fatal(err)
 			}
-			n := newNetSite(t, siteSpec{dhcp: "proxy",
+			n := newNetSite(t, siteSpec{
 				defaults: fmt.Sprintf("  image: %s/filled:1\n  bootTimeout: none\n  attempts: 1\n  config: {phoneHome: 'off'}\n", registryAt),
 				machines: "  - name: one\n    match: {mac: '52:54:00:77:00:01'}\n"})
 			if env != "environment" {

@@ -43,6 +43,7 @@ const (
 	RoleESP    Role = "esp"    // EFI system partition
 	RoleConfig Role = "config" // per-machine config: a NoCloud seed labelled CIDATA
 	RoleRoot   Role = "root"   // the root filesystem
+	RoleVerity Role = "verity" // the hashes of a root that nothing writes to
 	RoleData   Role = "data"   // anything else
 )
 
@@ -55,6 +56,9 @@ var (
 	TypeRootX86_64 = MustGUID("4f68bce3-e8cd-4db1-96e7-fbcaf984b709")
 	TypeRootARM64  = MustGUID("b921b045-1df0-41c3-af44-4c6f280d3fae")
 	TypeBIOSBoot   = MustGUID("21686148-6449-6e6f-744e-656564454649")
+
+	TypeRootVerityX86_64 = MustGUID("2c7357ed-ebd2-46d9-aec1-23d437ec2bf5")
+	TypeRootVerityARM64  = MustGUID("df3300ce-d69f-4c92-978c-9bfb0f38d820")
 )
 
 // Attributes are the 64 attribute bits of a GPT entry. Their text form is

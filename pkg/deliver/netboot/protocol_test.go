@@ -396,7 +396,26 @@ func TestPlainFiles(t *testing.T) {
 	if _, text, _ := h.get("/boot.ipxe?arch=arm64&uuid=" + agenttest.Machine(0).Identity.UUID); strings.Contains(text, "vmlinuz") || strings.Contains(text, "exit") {
 		t.Errorf("an environment for another architecture: %s", text)
 	}
+	signed := func(name, arch string, open func() (io.ReadSeekCloser, error)) string {
+		h.s.SetEnvironment(&netboot.Environment{Architecture: arch, Files: map[string]netboot.File{netboot.LocalFile: {Open: open}}})
+		_, text, _ := h.get(name)
+		return text
+	}
+	good := func() (io.ReadSeekCloser, error) { return nopCloser{strings.NewReader("MZ signed")}, nil }
+	gone := func() (io.ReadSeekCloser, error) { return nil, io.ErrUnexpectedEOF }
+	for _, c := range []struct {
+		path, arch string
+		open       func() (io.ReadSeekCloser, error)
+		want       string
+	}{{"/local.efi", "amd64", good, "MZ signed"}, {"/local.efi", "arm64", good, "MZ local"}, {"/local.efi", "amd64", gone, "MZ local"}} {
+		if got := signed(c.path, c.arch, c.open); got != c.want {
+			t.Errorf("%s with an environment for %s that has one signed: %q, want %q", c.path, c.arch, got, c.want)
+		}
+	}
 	h.s.SetEnvironment(nil)
+	if status, text, _ := h.get("/local.efi"); status != 200 || text != "MZ local" {
+		t.Errorf("local.efi without an environment: %d %q", status, text)
+	}
 	if status, _, header := h.get("/env/vmlinuz"); status != 503 || header.Get("Retry-After") == "" {
 		t.Errorf("without an environment: %d", status)
 	}

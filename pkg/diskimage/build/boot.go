@@ -20,17 +20,27 @@ var efiPrograms = map[string]string{"amd64": "/EFI/BOOT/BOOTX64.EFI", "arm64": "
 
 // boot makes the unified kernel image of the tree's kernel and initramfs, and
 // takes both out of the tree: they are in the UKI.
-func (b *builder) boot(context.Context) error {
+func (b *builder) boot(ctx context.Context) error {
 	r := b.recipe
+	if err := b.initramfs(); err != nil {
+		return err
+	}
 	k, err := boot.Find(b.tree, r.Arch)
 	if err != nil {
 		return err
 	}
 	b.image.Record.Kernel = k.Version
-	uki, err := k.UKI(b.tree, b.cmdline())
+	uki, err := k.UKI(b.tree, "")
 	if err != nil {
 		return err
 	}
+	for _, p := range k.Paths() {
+		b.tree.Remove(p)
+	}
+	if err := b.seal(ctx); err != nil {
+		return err
+	}
+	uki.Cmdline = b.cmdline()
 	image, err := uki.Build()
 	if err != nil {
 		return err
@@ -43,19 +53,15 @@ func (b *builder) boot(context.Context) error {
 	}
 	b.uki = &tree.Inode{Mode: 0o644, MTime: r.Epoch, Data: image}
 	b.image.made.kernel, b.image.made.uki = k, image
-	for _, p := range k.Paths() {
-		b.tree.Remove(p)
-	}
 	return nil
 }
 
 // cmdline is the kernel's command line: the root, mounted read-only so that
 // systemd checks it before it is remounted as /etc/fstab says.
 func (b *builder) cmdline() string {
-	id := identities(b.recipe)
-	for _, p := range b.recipe.Disk.Partitions {
-		if p.Type == string(diskimage.RoleRoot) {
-			return strings.TrimSpace("root=PARTUUID=" + id.partition(p.Name).String() + " ro " + b.recipe.Boot.Cmdline)
+	for i := range b.recipe.Disk.Partitions {
+		if p := &b.recipe.Disk.Partitions[i]; p.Type == string(diskimage.RoleRoot) {
+			return strings.TrimSpace(b.rootWords(p) + " " + b.recipe.Boot.Cmdline)
 		}
 	}
 	return b.recipe.Boot.Cmdline

@@ -34,6 +34,9 @@ func (i ids) filesystem(name string) diskimage.GUID {
 // Specification by architecture.
 var rootTypes = map[string]diskimage.GUID{"amd64": diskimage.TypeRootX86_64, "arm64": diskimage.TypeRootARM64}
 
+// verityTypes are those of their hashes.
+var verityTypes = map[string]diskimage.GUID{"amd64": diskimage.TypeRootVerityX86_64, "arm64": diskimage.TypeRootVerityARM64}
+
 // describe lists a recipe's partitions with their identities; their extents
 // are for place to set.
 func describe(r *recipe.Recipe) *diskimage.Table {
@@ -48,6 +51,8 @@ func describe(r *recipe.Recipe) *diskimage.Table {
 			part.Type, part.Attributes = diskimage.TypeBasicData, diskimage.AttrNoAutoMount
 		case diskimage.RoleRoot:
 			part.Type = rootTypes[r.Arch]
+		case diskimage.RoleVerity:
+			part.Type = verityTypes[r.Arch]
 		default:
 			part.Type = diskimage.TypeLinuxData
 		}

@@ -16,7 +16,9 @@ import (
 	"github.com/imgpipe/imgpipe/pkg/diskimage/foreign"
 )
 
-func TestTheBootProgramIsSignedWhenAskedFor(t *testing.T) {
+// efiKey makes a key to sign with, and its certificate.
+func efiKey(t *testing.T) (*rsa.PrivateKey, *x509.Certificate) {
+	t.Helper()
 	key, err := rsa.GenerateKey(rand.Reader, 2048)
 	if err != nil {
 		t.Fatal(err)
@@ -30,6 +32,11 @@ func TestTheBootProgramIsSignedWhenAskedFor(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return key, cert
+}
+
+func TestTheBootProgramIsSignedWhenAskedFor(t *testing.T) {
+	key, cert := efiKey(t)
 	program := func(o Options) (*Image, diskimage.Disk) {
 		t.Helper()
 		im := make1(t, load(t, text), o)
@@ -49,7 +56,7 @@ func TestTheBootProgramIsSignedWhenAskedFor(t *testing.T) {
 	if _, err := authenticode.Verify(signed, []*x509.Certificate{cert}); err != nil {
 		t.Error(err)
 	}
-	if want := fmt.Sprintf("%x", sha256.Sum256(der)); im.Record.SecureBoot != want {
+	if want := fmt.Sprintf("%x", sha256.Sum256(cert.Raw)); im.Record.SecureBoot != want {
 		t.Errorf("record says %q, want %s", im.Record.SecureBoot, want)
 	}
 	again, _ := program(o)

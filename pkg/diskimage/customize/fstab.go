@@ -18,7 +18,7 @@ type mount struct {
 // Fstab returns the /etc/fstab (fstab(5)) of an image: one line for the root and
 // one for each partition of the recipe that has a mount, by PARTUUID, parents
 // first. The root is mounted with errors=remount-ro, as Debian's installer
-// writes it, and a partition that grows with x-systemd.growfs. The config
+// writes it, or "ro", and as /dev/mapper/root where it is sealed; a partition that grows with x-systemd.growfs. The config
 // partition is never mounted, the EFI system partition only where the recipe
 // gives it a mount: nothing in a running image needs it.
 func Fstab(table *diskimage.Table, r *recipe.Recipe) []byte {
@@ -30,6 +30,11 @@ func Fstab(table *diskimage.Table, r *recipe.Recipe) []byte {
 		}
 		m := mount{point: point, spec: "PARTUUID=" + p.GUID.String(), kind: kind, options: "defaults", pass: 2}
 		switch {
+		case readOnly(p, r):
+			m.options, m.pass = "ro", 0
+			if sealed(p, r) { // its PARTUUID follows from what is in it, this file included
+				m.spec = "/dev/mapper/root"
+			}
 		case point == "/":
 			m.options, m.pass = "defaults,errors=remount-ro", 1
 		case kind == "vfat":
@@ -47,6 +52,16 @@ func Fstab(table *diskimage.Table, r *recipe.Recipe) []byte {
 		fmt.Fprintf(&b, "%s %s %s %s 0 %d\n", m.spec, escapeFstab(m.point), m.kind, m.options, m.pass)
 	}
 	return b.Bytes()
+}
+
+// readOnly says that nothing writes to a partition.
+func readOnly(p diskimage.Partition, r *recipe.Recipe) bool {
+	return slices.ContainsFunc(r.Disk.Partitions, func(q recipe.Partition) bool { return q.Name == p.Name && q.ReadOnly })
+}
+
+// sealed says that there are hashes of a partition.
+func sealed(p diskimage.Partition, r *recipe.Recipe) bool {
+	return slices.ContainsFunc(r.Disk.Partitions, func(q recipe.Partition) bool { return q.Type == "verity" && q.For == p.Name })
 }
 
 // mountOf returns where a partition is mounted and as what, "" for nowhere.

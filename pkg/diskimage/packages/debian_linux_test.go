@@ -16,6 +16,7 @@ import (
 
 	"github.com/imgpipe/imgpipe/pkg/diskimage"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/recipe"
+	"github.com/imgpipe/imgpipe/pkg/internal/workdir"
 )
 
 // fake is an archive with programs that stand in for the package manager's:
@@ -341,7 +342,7 @@ func TestNextBuildSweepsWhatAKilledOneLeft(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if !hold(h) {
+		if !workdir.Flock(h) {
 			t.Fatalf("%s is held", name)
 		}
 		held = append(held, h)

@@ -128,6 +128,8 @@ func (c *checker) hashes() {
 		case p.For == "":
 		case j < 0:
 			c.report(at, "no partition is named %q", clip(p.For))
+		case c.r.Boot.Initramfs != "native" && !c.bad.has("boot.initramfs"):
+			c.report(at, "the distribution's initramfs opens no sealed root; give boot: {initramfs: native}")
 		case c.r.Disk.Partitions[j].Type != "root":
 			c.report(at, "%q is no root", p.For)
 		case !c.r.Disk.Partitions[j].ReadOnly:

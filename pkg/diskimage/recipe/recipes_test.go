@@ -38,6 +38,19 @@ func TestTheRecipesOfTheProjectLoad(t *testing.T) {
 	}
 }
 
+// A recipe that comes with files of its own has a folder of its name.
+func TestTheRecipesInFoldersLoad(t *testing.T) {
+	paths, err := filepath.Glob(recipesDir + "/*/recipe.yaml")
+	if err != nil || len(paths) == 0 {
+		t.Fatalf("recipes: %v, %v", paths, err)
+	}
+	for _, path := range paths {
+		if r, err := Load(path, Options{}); err != nil || r.Name != filepath.Base(filepath.Dir(path)) {
+			t.Errorf("%s:\n%v", path, err)
+		}
+	}
+}
+
 func TestTheRecipeOfTheDocumentationLoads(t *testing.T) {
 	doc, err := os.ReadFile(docFile)
 	if err != nil {

@@ -23,16 +23,22 @@ import (
 )
 
 // dhcp holds a lease on an interface (RFC 2131) until ctx ends: it asks until it
-// is answered, renews at half the time, and asks anew where that fails.
+// is answered, renews at half the time, and asks anew where that fails, or where
+// our server is not reached with what was given.
 func (n *Network) dhcp(ctx context.Context, name string) {
-	wait := time.Second
+	wait, patience := time.Second, n.patience
+	var last exchange
 	for ctx.Err() == nil {
-		lease, err := n.ask(ctx, name)
+		x, err := n.ask(ctx, name, last)
 		if err == nil {
-			wait = time.Second
-			n.hold(ctx, name, lease)
+			wait, last = time.Second, exchange{}
+			if n.hold(ctx, name, x.lease, patience) == errStranger {
+				n.say("%s: no server has proved itself yet; asking by DHCP again", name)
+				last, patience = x, min(2*patience, 16*n.patience)
+			}
 			continue
 		}
+		last.lease = nil // whom else is there?
 		n.say("%s: DHCP: %v; again in about %v", name, err, wait)
 		select {
 		case <-ctx.Done():
@@ -42,23 +48,41 @@ func (n *Network) dhcp(ctx context.Context, name string) {
 	}
 }
 
-func (n *Network) ask(ctx context.Context, name string) (*nclient4.Lease, error) {
+// exchange is one with DHCP servers, the last of which may have been a stranger's.
+type exchange struct {
+	lease *nclient4.Lease
+	again bool // there was one before, and it led nowhere
+}
+
+// by reports whether an offer is from the server that gave the lease.
+func (x exchange) by(p *dhcpv4.DHCPv4) bool {
+	return x.lease != nil && p.ServerIdentifier().Equal(x.lease.ACK.ServerIdentifier())
+}
+
+// asking bounds one exchange: strangers may go on answering for ever.
+const asking = 20 * time.Second
+
+func (n *Network) ask(ctx context.Context, name string, last exchange) (exchange, error) {
+	ctx, cancel := context.WithTimeout(ctx, asking)
+	defer cancel()
 	c, err := nclient4.New(name, nclient4.WithTimeout(2*time.Second), nclient4.WithRetry(3))
 	if err != nil {
-		return nil, err
+		return last, err
 	}
 	defer c.Close()
-	lease, server, err := n.request(ctx, c, name)
+	lease, server, err := n.request(ctx, c, name, last)
 	if err != nil {
-		return nil, err
+		return last, err
 	}
-	return lease, n.adopt(name, lease, server)
+	return exchange{lease, true}, n.adopt(name, lease, server)
 }
 
 // request goes through a whole exchange. Where our server answers beside the
 // site's own, its offers have no address and are listened to for the URL alone;
-// where the other's came first, ours is asked for once more.
-func (n *Network) request(ctx context.Context, c *nclient4.Client, name string) (*nclient4.Lease, string, error) {
+// where the other's came first, ours is asked for once more. Where the exchange
+// before led nowhere, another DHCP server is preferred, and all who answer are
+// listened to for a while.
+func (n *Network) request(ctx context.Context, c *nclient4.Client, name string, last exchange) (*nclient4.Lease, string, error) {
 	i, err := net.InterfaceByName(name)
 	if err != nil {
 		return nil, "", err
@@ -78,13 +102,14 @@ func (n *Network) request(ctx context.Context, c *nclient4.Client, name string) 
 			defer mu.Unlock()
 			if s := serverOf(p); s != "" {
 				server = s
+				n.hear(s)
 			}
 			return want(p)
 		}
 	}
 	offer, err := c.SendAndRead(ctx, nclient4.DefaultServers, discover, listen(func(p *dhcpv4.DHCPv4) bool {
 		_, err := leaseOf(name, p)
-		return err == nil
+		return err == nil && !last.by(p)
 	}))
 	if err != nil {
 		return nil, "", err
@@ -96,11 +121,11 @@ func (n *Network) request(ctx context.Context, c *nclient4.Client, name string) 
 	mu.Lock()
 	known := server != "" || len(n.config.Servers) > 0
 	mu.Unlock()
-	if !known {
+	if !known || last.again {
 		ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
 		defer cancel()
 		if again, err := dhcpv4.NewDiscovery(i.HardwareAddr, n.modifiers()...); err == nil {
-			_, _ = c.SendAndRead(ctx, nclient4.DefaultServers, again, listen(func(*dhcpv4.DHCPv4) bool { return server != "" })) // nobody: then there is none
+			_, _ = c.SendAndRead(ctx, nclient4.DefaultServers, again, listen(func(*dhcpv4.DHCPv4) bool { return server != "" && !last.again })) // nobody: then there is none
 		}
 	}
 	mu.Lock()
@@ -151,16 +176,27 @@ func machineID(uuid string) []byte {
 // after is time.After; tests have less time.
 var after = time.After
 
+// errStranger is that our server was not reached.
+var errStranger = errors.New("our server is not reached")
+
 // hold renews until that fails. At T1 the server is asked, and so again until the
-// lease is over (RFC 2131, section 4.4.5).
-func (n *Network) hold(ctx context.Context, name string, lease *nclient4.Lease) {
+// lease is over (RFC 2131, section 4.4.5). It returns errStranger once patience is
+// over and our server was never reached.
+func (n *Network) hold(ctx context.Context, name string, lease *nclient4.Lease, patience time.Duration) error {
+	doubt := time.After(patience)
 	for {
 		valid := leaseTime(lease.ACK)
 		end := time.Now().Add(valid)
 		for wait := valid / 2; ; wait = max(time.Until(end)/2, time.Minute) {
 			select {
 			case <-ctx.Done():
-				return
+				return context.Cause(ctx)
+			case <-doubt:
+				if !n.reached() {
+					return errStranger
+				}
+				doubt = nil
+				continue
 			case <-after(wait):
 			}
 			next, err := n.renew(ctx, name, lease)
@@ -170,7 +206,7 @@ func (n *Network) hold(ctx context.Context, name string, lease *nclient4.Lease) 
 			}
 			if nak := (*nclient4.ErrNak)(nil); errors.As(err, &nak) || time.Now().After(end) {
 				n.say("%s: the lease is over: %v", name, err)
-				return
+				return err
 			}
 			n.say("%s: renewing: %v", name, err)
 		}

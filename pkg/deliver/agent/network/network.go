@@ -36,10 +36,13 @@ type Network struct {
 	uuid string
 	arch iana.Arch
 
-	mu      sync.Mutex
-	once    sync.Once
-	leases  map[string]Lease // of IPv4, and what is static
-	leases6 map[string]Lease
+	reached  func() bool
+	patience time.Duration
+	mu       sync.Mutex
+	once     sync.Once
+	leases   map[string]Lease // of IPv4, and what is static
+	leases6  map[string]Lease
+	heard    []string // URLs of our vendor option, of whoever gave one
 }
 
 // Lease is what an interface got, of IPv4 or IPv6.
@@ -62,6 +65,11 @@ type Options struct {
 	UUID   string        // of the machine, for DHCP to know it by; "": its card's address alone
 	Arch   string        // of the machine, as GOARCH; "": this program's
 	UEFI   bool          // its firmware
+	// Reached reports whether our server proved itself. Until it does, DHCP is
+	// asked anew now and then, and another DHCP server believed than the last time
+	// if there is one: whoever answered may be a stranger. nil: it did.
+	Reached  func() bool
+	Patience time.Duration // until that is done first; 0: half a minute; doubled up to 16 times as long
 }
 
 // Up brings links up, makes bonds and VLANs, asks by DHCP on every card, and takes
@@ -74,9 +82,15 @@ func Up(ctx context.Context, c Config, say Say, o Options) (*Network, error) {
 	if o.Wait == 0 {
 		o.Wait = time.Minute
 	}
+	if o.Reached == nil {
+		o.Reached = func() bool { return true }
+	}
+	if o.Patience == 0 {
+		o.Patience = 30 * time.Second
+	}
 	ctx, cancel := context.WithCancel(ctx)
 	n := &Network{config: c, say: say, resolv: o.Resolv, cancel: cancel, first: make(chan struct{}), leases: map[string]Lease{}, leases6: map[string]Lease{},
-		uuid: o.UUID, arch: archOf(cmp.Or(o.Arch, runtime.GOARCH), o.UEFI)}
+		uuid: o.UUID, arch: archOf(cmp.Or(o.Arch, runtime.GOARCH), o.UEFI), reached: o.Reached, patience: o.Patience}
 	if err := linkUp("lo"); err != nil {
 		say("lo: %v", err)
 	}
@@ -132,7 +146,28 @@ func (n *Network) Servers() []string {
 			out = append(out, l.Server)
 		}
 	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for i := len(n.heard) - 1; i >= 0; i-- { // the newest first
+		if !slices.Contains(out, n.heard[i]) {
+			out = append(out, n.heard[i])
+		}
+	}
 	return out
+}
+
+// maxHeard bounds how many URLs are remembered; the oldest go.
+const maxHeard = 8
+
+func (n *Network) hear(url string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if i := slices.Index(n.heard, url); i >= 0 {
+		n.heard = slices.Delete(n.heard, i, i+1)
+	}
+	if n.heard = append(n.heard, url); len(n.heard) > maxHeard {
+		n.heard = n.heard[1:]
+	}
 }
 
 // NTP returns the time servers that DHCP named, as addresses.

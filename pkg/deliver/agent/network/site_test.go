@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -50,7 +51,21 @@ func TestMain(m *testing.M) {
 	for _, err := range mistakes {
 		say("%v", err)
 	}
-	n, err := Up(ctx, config, say, Options{Resolv: os.Getenv("IMGPIPE_TEST_RESOLV"), UUID: testUUID, UEFI: true, Arch: "amd64"})
+	o := Options{Resolv: os.Getenv("IMGPIPE_TEST_RESOLV"), UUID: testUUID, UEFI: true, Arch: "amd64"}
+	var up atomic.Pointer[Network]
+	if want := os.Getenv("IMGPIPE_TEST_REACHED"); want != "" { // nothing proves itself until this URL is known
+		o.Patience = time.Second
+		o.Reached = func() bool {
+			n := up.Load()
+			ok := n != nil && slices.Contains(n.Servers(), want)
+			if ok {
+				say("reached of %v", n.Servers())
+			}
+			return ok
+		}
+	}
+	n, err := Up(ctx, config, say, o)
+	up.Store(n)
 	if err != nil {
 		fmt.Println("ended:", err)
 		os.Exit(0)
@@ -217,10 +232,38 @@ func (s *site) dnsmasq(args ...string) *program {
 	if _, err := exec.LookPath("dnsmasq"); err != nil {
 		s.t.Skip("no dnsmasq")
 	}
-	p := s.program(s.srv, nil, append([]string{"dnsmasq", "--conf-file=/dev/null", "--no-daemon", "--port=0", "--log-dhcp", "--no-ping", "--no-resolv", "--no-hosts",
-		"--user=root", "--dhcp-leasefile=" + filepath.Join(s.dir, fmt.Sprint("leases", sites.Add(1))), "--pid-file=" + filepath.Join(s.dir, "pid"), "--bind-interfaces", "--interface=srv0"}, args...)...)
+	return s.dnsmasqAt(s.srv, "srv0", args...)
+}
+
+func (s *site) dnsmasqAt(ns, name string, args ...string) *program {
+	s.t.Helper()
+	id := fmt.Sprint(sites.Add(1))
+	p := s.program(ns, nil, append([]string{"dnsmasq", "--conf-file=/dev/null", "--no-daemon", "--port=0", "--log-dhcp", "--no-ping", "--no-resolv", "--no-hosts",
+		"--user=root", "--dhcp-leasefile=" + filepath.Join(s.dir, "leases"+id), "--pid-file=" + filepath.Join(s.dir, "pid"+id), "--bind-interfaces", "--interface=" + name}, args...)...)
 	p.expect("dnsmasq-dhcp: ") // its sockets are open
 	return p
+}
+
+// stranger is another host on the machine's wire, with an address; it returns its
+// namespace, in which it is eth0.
+func (s *site) stranger(address string) string {
+	s.t.Helper()
+	ns := s.srv + "x"
+	if out, err := exec.Command("ip", "netns", "add", ns).CombinedOutput(); err != nil {
+		s.t.Fatalf("%v %s", err, out)
+	}
+	s.t.Cleanup(func() { _ = exec.Command("ip", "netns", "del", ns).Run() })
+	s.in(s.srv, "ip", "link", "add", "br0", "type", "bridge", "forward_delay", "0")
+	s.in(s.srv, "ip", "link", "add", "x0", "type", "veth", "peer", "name", "eth0", "netns", ns)
+	s.in(s.srv, "ip", "addr", "flush", "dev", "srv0")
+	for _, name := range []string{"srv0", "x0"} {
+		s.in(s.srv, "ip", "link", "set", name, "master", "br0", "up")
+	}
+	s.in(s.srv, "ip", "addr", "add", "10.79.0.1/24", "dev", "br0")
+	s.in(s.srv, "ip", "link", "set", "br0", "up")
+	s.in(ns, "ip", "addr", "add", address, "dev", "eth0")
+	s.in(ns, "ip", "link", "set", "eth0", "up")
+	return ns
 }
 
 // reaches fails unless the machine finds an address on its link.

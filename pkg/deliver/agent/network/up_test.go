@@ -64,3 +64,33 @@ func TestStatic(t *testing.T) {
 		t.Errorf("the mistake was not told:\n%s", said)
 	}
 }
+
+// A stranger answers first, with an address and a server that does not prove
+// itself: DHCP is asked again, another one is believed, and both servers are known.
+func TestStrangerAnswersFirst(t *testing.T) {
+	s := newSite(t)
+	ns := s.stranger("10.79.0.66/24")
+	s.dnsmasqAt(ns, "eth0", "--dhcp-range=10.79.0.200,10.79.0.210,2m", "--dhcp-option=vendor:imgpipe:agent:v1,1,https://10.79.0.66:8443", "--dhcp-authoritative")
+	right := s.dnsmasqAt(s.srv, "br0", "--dhcp-range=10.79.0.100,10.79.0.150,2m", "--dhcp-option=vendor:imgpipe:agent:v1,1,https://10.79.0.1:8443", "--dhcp-reply-delay=1")
+	m := s.up("ip=eth0:dhcp", "IMGPIPE_TEST_REACHED=https://10.79.0.1:8443")
+	if first := m.state(); first.Server != "https://10.79.0.66:8443" {
+		t.Fatalf("the stranger was not first: %+v", first)
+	}
+	m.expect("asking by DHCP again")
+	right.expect("DHCPACK")
+	m.expect("reached of [https://10.79.0.1:8443 https://10.79.0.66:8443]")
+	if addr := s.in(s.cli, "ip", "-4", "addr", "show", "dev", "eth0"); !strings.Contains(addr, "inet 10.79.0.1") || strings.Contains(addr, "inet 10.79.0.2") {
+		t.Errorf("the stranger's address stayed:\n%s", addr)
+	}
+}
+
+// Only a stranger answers: it goes on asking, and takes what there is.
+func TestOnlyAStranger(t *testing.T) {
+	s := newSite(t)
+	s.dnsmasq("--dhcp-range=10.79.0.100,10.79.0.150,2m", "--dhcp-option=vendor:imgpipe:agent:v1,1,https://10.79.0.1:8443")
+	m := s.up("ip=eth0:dhcp", "IMGPIPE_TEST_REACHED=https://10.79.0.9:8443")
+	m.state()
+	m.expect("asking by DHCP again")
+	m.expect("DHCP: ") // nobody else
+	m.expect("address 10.79.0.1")
+}
