@@ -53,6 +53,7 @@ func (f forge) metal(t *testing.T) {
 // and to write an image with it, and that with less it says so before it touches
 // the disk. IMGPIPE_MEMORY=ENVIRONMENT:FIRMWARE:MIB asks for one alone.
 func TestNetbootMemory(t *testing.T) {
+	soak(t)
 	f := netbootForge(t)
 	f.filled(t, "filled")
 	f.metal(t)
