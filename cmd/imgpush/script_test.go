@@ -8,7 +8,9 @@ import (
 	"github.com/imgpipe/imgpipe/cmd/internal/cmdtest"
 )
 
-func TestMain(m *testing.M) { testscript.Main(cleaned{m}, map[string]func(){"imgpush": main}) }
+func TestMain(m *testing.M) {
+	testscript.Main(cleaned{m}, map[string]func(){"imgpush": main, "imgpush-profiled": profiled, "scale-fleet": runScaleFleet})
+}
 
 func TestScripts(t *testing.T) { cmdtest.Run(t, "testdata/script") }
 
