@@ -304,7 +304,7 @@ func (l *scaleLab) nginx() (pids []int, plain, tls string) {
 	}
 	text := fmt.Sprintf(`daemon off; user root; pid %[1]s/pid; error_log %[1]s/error; worker_processes auto; worker_rlimit_nofile 8192;
 events { worker_connections 4096; }
-http { access_log off; sendfile on; tcp_nopush on; keepalive_requests 100000; root %[1]s;
+http { access_log off; sendfile on; tcp_nopush on; keepalive_requests 100000; http2_chunk_size 64k; output_buffers 2 64k; root %[1]s;
   client_body_temp_path %[1]s/a; proxy_temp_path %[1]s/b; fastcgi_temp_path %[1]s/c; uwsgi_temp_path %[1]s/d; scgi_temp_path %[1]s/e;
   server { listen 10.9.128.1:8080 backlog=4096; }
   server { listen 10.9.128.1:9443 ssl http2 backlog=4096; ssl_protocols TLSv1.3; ssl_verify_client optional_no_ca;
