@@ -7,7 +7,7 @@ BUILD     := build
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 export CGO_ENABLED ?= 0
 
-.PHONY: all programs deps tools demo test quick check judges boots test-netboot soak bench clean
+.PHONY: all programs deps tools demo test quick check judges boots test-netboot scale soak bench clean
 
 all: programs
 
@@ -56,6 +56,11 @@ boots: deps programs
 test-netboot: deps programs
 	IMGPIPE_NETBOOT=1 $(GO) test -count=1 -timeout 90m -v ./cmd/imgpush -run TestNetboot
 	IMGPIPE_NETBOOT=1 $(GO) test -count=1 -timeout 10m -v ./pkg/deliver/netboot/netboottest
+	IMGPIPE_NETBOOT=1 $(GO) test -count=1 -timeout 10m -v ./cmd/imgpush -run 'TestScale$$'
+
+# Five hundred machines boot and write at once; nginx beside. Minutes.
+scale: deps
+	IMGPIPE_SCALE=500 $(GO) test -count=1 -timeout 60m -v ./cmd/imgpush -run 'TestScale$$'
 
 # The models of power cuts, and of jobs, with more of everything: minutes.
 soak:

@@ -39,7 +39,8 @@ new one is complete. FILE may be - for stdout, of raw, vmdk and vhd.
   imgbuild export oci:images:debian-server - --format vmdk | ssh vmhost 'cat >disk.vmdk'
   imgbuild export oci:images:edge updates --format sysupdate
 
-Of an environment FILE is a folder, which gets vmlinuz, initramfs.zst, environment.efi, and local.efi if that is signed.
+Of an environment FILE is a folder, which gets vmlinuz, initramfs.zst, environment.efi,
+and local.efi if that is signed.
 
 Without imgbuild, any OCI client and zstd make the raw disk: see docs/format.md.`,
 		Flags: append([]cli.Flag{

@@ -97,6 +97,9 @@ func (s *Server) counted(port string, next http.Handler) http.Handler {
 	})
 }
 
+// buffers are for HTTP/2, which has no sendfile(2): a frame of the agents' size.
+var buffers = sync.Pool{New: func() any { return new([64 << 10]byte) }}
+
 // countingWriter counts; files still go out by sendfile(2).
 type countingWriter struct {
 	http.ResponseWriter
@@ -119,7 +122,11 @@ func (c *countingWriter) ReadFrom(r io.Reader) (n int64, err error) {
 	if f, ok := c.ResponseWriter.(io.ReaderFrom); ok {
 		n, err = f.ReadFrom(r)
 	} else {
-		n, err = io.Copy(struct{ io.Writer }{c.ResponseWriter}, r)
+		b := buffers.Get().(*[64 << 10]byte)
+		n, err = io.CopyBuffer(struct{ io.Writer }{c.ResponseWriter}, r, b[:])
+		if err == nil { // else the connection may still read it: the stream ended before its frame was written
+			buffers.Put(b)
+		}
 	}
 	c.n += n
 	return n, err

@@ -43,7 +43,8 @@ func (c *Client) transport() (*http.Transport, error) {
 		DialContext:         (&net.Dialer{Timeout: 10 * time.Second, KeepAlive: 15 * time.Second}).DialContext,
 		TLSHandshakeTimeout: 10 * time.Second,
 		ForceAttemptHTTP2:   true,
-		HTTP2:               &http.HTTP2Config{SendPingTimeout: 15 * time.Second, PingTimeout: 15 * time.Second},
+		// Frames as large as what the server copies at once: each costs it a turn.
+		HTTP2:               &http.HTTP2Config{MaxReadFrameSize: 64 << 10, SendPingTimeout: 15 * time.Second, PingTimeout: 15 * time.Second},
 		MaxConnsPerHost:     Conns,
 		MaxIdleConnsPerHost: Conns,
 		IdleConnTimeout:     90 * time.Second,

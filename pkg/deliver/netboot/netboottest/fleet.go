@@ -40,6 +40,8 @@ type Fleet struct {
 	cancel context.CancelFunc
 	done   chan error
 
+	assigning chan struct{} // bounds the processes
+
 	mu      sync.Mutex
 	waiting map[dhcpv4.TransactionID]chan *dhcpv4.DHCPv4
 }
@@ -51,7 +53,7 @@ func Open(iface string) (*Fleet, error) {
 		return nil, err
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	f := &Fleet{l: l, cancel: cancel, done: make(chan error, 1), waiting: map[dhcpv4.TransactionID]chan *dhcpv4.DHCPv4{}}
+	f := &Fleet{l: l, cancel: cancel, done: make(chan error, 1), assigning: make(chan struct{}, 4), waiting: map[dhcpv4.TransactionID]chan *dhcpv4.DHCPv4{}}
 	go func() { f.done <- l.Receive(ctx, f.receive) }()
 	return f, nil
 }
@@ -78,10 +80,31 @@ func (f *Fleet) receive(d packet.Datagram) {
 	}
 }
 
-// Machine is one that boots as UEFI's PXE does.
+// Firmware is what a machine starts with.
+type Firmware int
+
+// The kinds of firmware, and their architecture in option 93 (RFC 4578, and
+// IANA's list of processor architectures).
+const (
+	UEFI Firmware = iota // x64, PXE: 7
+	BIOS                 // PXE: 0
+	HTTP                 // x64 UEFI, HTTP Boot: 16
+)
+
+func (f Firmware) arch() uint16 { return [...]uint16{7, 0, 16}[f] }
+
+func (f Firmware) class() string {
+	if f == HTTP {
+		return "HTTPClient"
+	}
+	return "PXEClient"
+}
+
+// Machine is one that boots as its firmware does.
 type Machine struct {
-	Number int // makes its MAC and UUID; below 65536
-	Lose   int // one of so many blocks and acknowledgements of TFTP is lost; 0: none
+	Number   int // makes its MAC and UUID; below 65536
+	Firmware Firmware
+	Lose     int // one of so many blocks and acknowledgements of TFTP is lost; 0: none
 }
 
 // MAC is its hardware address.
@@ -93,14 +116,15 @@ func (m Machine) MAC() net.HardwareAddr {
 type Result struct {
 	Addr   netip.Addr
 	Server netip.Addr // of the boot file
-	File   string
-	SHA256 [32]byte // of the file's content
+	File   string     // name, or for HTTP Boot URL, which is not fetched
+	SHA256 [32]byte   // of the file's content
 	Bytes  int64
 	Asked  int // DHCP messages sent, repeated ones included
 }
 
 // Boot gets an address, asks for the boot file on port 4011 if a proxy named it,
-// asks for its size, aborts, and fetches it. The errors say which step was given up.
+// asks for its size, aborts, and fetches it; HTTP Boot ends
+// with the address. The errors say which step was given up.
 func (f *Fleet) Boot(ctx context.Context, m Machine) (Result, error) {
 	var r Result
 	id := dhcpv4.TransactionID{0x77, 0x77, byte(m.Number >> 8), byte(m.Number)}
@@ -125,7 +149,9 @@ func (f *Fleet) Boot(ctx context.Context, m Machine) (Result, error) {
 		return r, fmt.Errorf("address %s: %w", r.Addr, err)
 	}
 	r.Server, _ = netip.AddrFromSlice(boot.ServerIPAddr.To4())
-	r.File = boot.BootFileNameOption()
+	if r.File = boot.BootFileNameOption(); m.Firmware == HTTP {
+		return r, nil
+	}
 	if !bytes.Equal(boot.Options[54], lease.Options[54]) || boot.YourIPAddr.IsUnspecified() {
 		if err := r.ask4011(ctx, m.message(id, dhcpv4.MessageTypeRequest)); err != nil {
 			return r, fmt.Errorf("port 4011 of %s: %w", r.Server, err)
@@ -145,7 +171,7 @@ func (f *Fleet) lease(ctx context.Context, m Machine, id dhcpv4.TransactionID, c
 		if a.MessageType() == dhcpv4.MessageTypeOffer && !a.YourIPAddr.IsUnspecified() && lease == nil {
 			lease = a
 		}
-		if a.MessageType() == dhcpv4.MessageTypeOffer && strings.HasPrefix(a.ClassIdentifier(), "PXEClient") && a.BootFileNameOption() != "" && boot == nil {
+		if a.MessageType() == dhcpv4.MessageTypeOffer && strings.HasPrefix(a.ClassIdentifier(), m.Firmware.class()) && a.BootFileNameOption() != "" && boot == nil {
 			boot = a
 		}
 		return lease != nil && boot != nil
@@ -173,6 +199,8 @@ func (f *Fleet) assign(ctx context.Context, a netip.Addr) error {
 	if f.Assign != nil {
 		return f.Assign(ctx, a)
 	}
+	f.assigning <- struct{}{}
+	defer func() { <-f.assigning }()
 	if out, err := exec.CommandContext(ctx, "ip", "route", "replace", "local", a.String(), "dev", "lo").CombinedOutput(); err != nil {
 		return fmt.Errorf("%w: %s", err, out)
 	}
@@ -185,8 +213,8 @@ func (m Machine) message(id dhcpv4.TransactionID, t dhcpv4.MessageType) *dhcpv4.
 	binary.BigEndian.PutUint16(uuid[15:], uint16(m.Number))
 	return &dhcpv4.DHCPv4{OpCode: dhcpv4.OpcodeBootRequest, HWType: 1, TransactionID: id, Flags: 0x8000, ClientHWAddr: m.MAC(),
 		ClientIPAddr: net.IPv4zero, YourIPAddr: net.IPv4zero, ServerIPAddr: net.IPv4zero, GatewayIPAddr: net.IPv4zero,
-		Options: dhcpv4.Options{53: {byte(t)}, 55: {1, 3, 6, 43, 54, 60, 66, 67, 97}, 57: {5, 0xc0}, 60: []byte("PXEClient:Arch:00007:UNDI:003016"),
-			93: {0, 7}, 94: {1, 3, 16}, 97: uuid}}
+		Options: dhcpv4.Options{53: {byte(t)}, 55: {1, 3, 6, 43, 54, 60, 66, 67, 97}, 57: {5, 0xc0}, 60: fmt.Appendf(nil, "%s:Arch:%05d:UNDI:003016", m.Firmware.class(), m.Firmware.arch()),
+			93: binary.BigEndian.AppendUint16(nil, m.Firmware.arch()), 94: {1, 3, 16}, 97: uuid}}
 }
 
 // tries is how often firmware asks, at doubled distance from one second.
