@@ -62,7 +62,7 @@ soak:
 	IMGPIPE_SOAK=1 $(GO) test -count=1 -timeout 60m -v ./pkg/deliver -run 'Power|Sync|EIO'
 	IMGPIPE_SOAK=500 $(GO) test -count=1 -timeout 60m -v ./pkg/deliver/netboot/jobs -run Whatever
 	IMGPIPE_NETBOOT=1 $(GO) test -count=1 -v ./pkg/deliver/netboot -run ManyMachines
-	IMGPIPE_NETBOOT=1 IMGPIPE_SOAK=1 $(GO) test -count=1 -timeout 180m -v ./cmd/imgpush -run 'TestNetboot(Debian|Memory|Tampered|OlderImage|LostReport|Places|Cycles)$$'
+	IMGPIPE_NETBOOT=1 IMGPIPE_SOAK=1 $(GO) test -count=1 -timeout 180m -v ./cmd/imgpush -run 'TestNetboot(Firmware|Debian|Memory|Tampered|OlderImage|LostReport|Places|Cycles)$$'
 
 bench: tools programs
 	@.ci/bench $(BUILD)

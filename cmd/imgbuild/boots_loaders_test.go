@@ -134,7 +134,7 @@ func TestBootsUnderSecureBoot(t *testing.T) {
 		disks[name] = filepath.Join(h.dir, name+".raw")
 		h.run(h.imgbuild, "build", filepath.Join(dir, name+".yaml"), "-o", "oci:"+h.dir+"/images:"+name, "--cache", h.cache, "--raw", disks[name])
 	}
-	h.secure(disks["signed"], "golden login:", "Access Denied")
+	h.secure(disks["signed"], "Run /init as init process", "Access Denied")
 	h.secure(disks["unsigned"], "Access Denied", "Linux version")
 	// The UKI of the unsigned one behind the loader of the signed one.
 	uki := filepath.Join(h.dir, "uki.efi")

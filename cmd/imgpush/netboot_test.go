@@ -20,14 +20,18 @@ func TestNetbootFirmware(t *testing.T) {
 		name     string
 		firmware netlab.Firmware
 		dhcp     string
+		soak     bool
 	}{
-		{"UEFI HTTP Boot beside dnsmasq", netlab.HTTP, ""},
-		{"UEFI PXE and iPXE beside dnsmasq", netlab.PXE, ""},
-		{"UEFI HTTP Boot with own DHCP", netlab.HTTP, "server"},
-		{"BIOS PXE and iPXE beside dnsmasq", netlab.BIOS, ""},
-		{"BIOS PXE and iPXE with own DHCP", netlab.BIOS, "server"},
+		{"UEFI HTTP Boot beside dnsmasq", netlab.HTTP, "", false},
+		{"UEFI PXE and iPXE beside dnsmasq", netlab.PXE, "", false},
+		{"UEFI HTTP Boot with own DHCP", netlab.HTTP, "server", true},
+		{"BIOS PXE and iPXE beside dnsmasq", netlab.BIOS, "", true},
+		{"BIOS PXE and iPXE with own DHCP", netlab.BIOS, "server", false},
 	} {
 		t.Run(strings.ReplaceAll(c.name, " ", "-"), func(t *testing.T) {
+			if c.soak {
+				soak(t)
+			}
 			f := netbootForge(t)
 			f.small(t, "small", "small image boots")
 			n := newNetSite(t, siteSpec{dhcp: c.dhcp,

@@ -11,6 +11,8 @@ import (
 
 	"github.com/imgpipe/imgpipe/pkg/diskimage"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/base"
+	"github.com/imgpipe/imgpipe/pkg/diskimage/evidence"
+	"github.com/imgpipe/imgpipe/pkg/diskimage/packages"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/recipe"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/tree"
 )
@@ -83,6 +85,19 @@ func (b *builder) base(ctx context.Context) error {
 		m.parts = append(m.parts, base.Part{Name: name + " " + p.Name, Digest: p.Digest})
 	}
 	return nil
+}
+
+// listPackages notes which packages are in a base that somebody else installed. A
+// database that cannot be read is none: the image is what it is without the list.
+func (b *builder) listPackages() {
+	db, err := evidence.ListPackages(b.tree)
+	if err != nil {
+		b.say(err.Error())
+		return
+	}
+	for _, p := range db.Packages {
+		b.image.Record.Packages = append(b.image.Record.Packages, packages.Package{Name: p.Name, Version: p.Version, Arch: p.Arch})
+	}
 }
 
 // said is an input that is a text of the recipe.

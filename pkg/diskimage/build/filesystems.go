@@ -98,7 +98,7 @@ func (b *builder) divide() error {
 
 // readOnlyFree is the room, in percent, in which placement keeps a filesystem that
 // nothing writes to stable from release to release.
-const readOnlyFree = 50
+const readOnlyFree = 100
 
 // autoSize returns the size of a partition's filesystem, 0 where the recipe says it.
 func (b *builder) autoSize(i int) int64 {

@@ -68,6 +68,9 @@ func (b *builder) customize(context.Context) error {
 	if b.options.Evidence && (m.installed == nil || len(b.recipe.Packages) > 0) {
 		m.installed = b.tree.Clone()
 	}
+	if b.image.Record.Packages == nil {
+		b.listPackages()
+	}
 	if err := packages.Golden(b.tree, b.recipe.Epoch); err != nil {
 		return err
 	}

@@ -204,7 +204,7 @@ func (v *View) Copy(w io.Writer, f *File) error {
 	buf := make([]byte, min(256<<10, f.Inode.Size()))
 	for off := int64(0); off < f.Inode.Size(); off += int64(len(buf)) {
 		if off%ahead == 0 {
-			if err := v.prefetch(f, diskimage.Extent{Off: off, Len: ahead}); err != nil {
+			if err := v.prefetch(diskimage.Extent{Off: off, Len: ahead}, f); err != nil {
 				return &fs.PathError{Op: "read", Path: f.Path, Err: err}
 			}
 		}
@@ -219,21 +219,29 @@ func (v *View) Copy(w io.Writer, f *File) error {
 	return nil
 }
 
-// prefetch tells the disk that a part of a file comes next.
-func (v *View) prefetch(f *File, part diskimage.Extent) error {
-	data, mappedFile := f.Inode.Data.(*mapped.File)
-	disk, ok := v.image.readers[f.at.vol].(extfs.Prefetcher)
-	if !ok || !mappedFile {
+var wholeFile = diskimage.Extent{Len: 1 << 62}
+
+// prefetch tells the disk that a part of each of some files of one partition comes
+// next.
+func (v *View) prefetch(part diskimage.Extent, files ...*File) error {
+	disk, ok := v.image.readers[files[0].at.vol].(extfs.Prefetcher)
+	if !ok {
 		return nil
 	}
-	runs, err := data.Runs()
-	if err != nil {
-		return err
-	}
 	var extents []diskimage.Extent
-	for _, r := range runs {
-		if x := part.Intersect(diskimage.Extent{Off: r.Off, Len: r.Len}); x.Len > 0 {
-			extents = append(extents, diskimage.Extent{Off: r.At + x.Off - r.Off, Len: x.Len})
+	for _, f := range files {
+		data, ok := f.Inode.Data.(*mapped.File)
+		if !ok {
+			continue
+		}
+		runs, err := data.Runs()
+		if err != nil {
+			return err
+		}
+		for _, r := range runs {
+			if x := part.Intersect(diskimage.Extent{Off: r.Off, Len: r.Len}); x.Len > 0 {
+				extents = append(extents, diskimage.Extent{Off: r.At + x.Off - r.Off, Len: x.Len})
+			}
 		}
 	}
 	return disk.Prefetch(diskimage.MergeExtents(extents))

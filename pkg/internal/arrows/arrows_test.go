@@ -23,6 +23,7 @@ var rules = []struct {
 		allow: []string{"pkg/diskimage/gpt", "pkg/diskimage/foreign/iso"}, why: "ISO images and the tests of gpt are read by go-diskfs, and nothing else"},
 	{pkg: "pkg/diskimage/base", banned: []string{"net/http", "os/exec", module + "pkg/diskimage/recipe", module + "pkg/diskimage/packages", module + "pkg/diskimage/build"},
 		why: "a base is read; who fetches it hands it in"},
+	{pkg: "pkg/diskimage/content", banned: []string{"net/http", "os/exec", module + "pkg/diskimage/recipe", module + "pkg/diskimage/build", module + "pkg/diskimage/diff"}, why: "files are read from bytes, whoever brings them"},
 	{pkg: "pkg/diskimage/evidence", banned: []string{module + "pkg/diskimage/recipe", module + "pkg/diskimage/packages", module + "pkg/diskimage/build",
 		module + "pkg/diskimage/customize", module + "pkg/diskimage/boot", "os/exec", "net/http"}, why: "evidence says what it is told, and reads trees"},
 	{pkg: "pkg/diskimage/boot/authenticode", banned: []string{"golang.org/...", "github.com/klauspost/...", module + "pkg/diskimage/tree"}, why: "a signature needs the standard library and a disk's bytes"},
