@@ -234,33 +234,38 @@ func TestScenario(t *testing.T) {
 
 // What a step maps and writes is seen, also where the kernel does not change a time.
 func TestMappedWritesAreSeen(t *testing.T) {
-	if _, err := exec.LookPath("python3"); err != nil {
-		t.Skip("apt-get install python3")
+	program, err := filepath.EvalSymlinks("/usr/bin/python3")
+	if err != nil {
+		t.Skip("apt-get install python3: ", err)
 	}
-	in := tree.New()
-	host, err := tree.FromDir("/usr", tree.DirOptions{})
+	in, library := busybox(t), "/usr/lib/"+filepath.Base(program)
+	host, err := tree.FromDir(library, tree.DirOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	keep := func(p string) bool {
-		for _, prefix := range []string{"/bin/python3", "/lib/python3", "/lib/x86_64-linux-gnu", "/lib64", "/bin/dash", "/bin/sh"} {
-			if strings.HasPrefix(p, prefix) && !strings.Contains(p, "/dist-packages") && !strings.Contains(p, "-linux-gnu/perl") {
-				return true
-			}
-		}
-		return false
-	}
 	for e := range host.All() {
-		if n := e.Inode; n.Kind != tree.Dir && keep(e.Path) && n.Size() < 10<<20 {
-			if err := in.Put("/usr"+e.Path, n); err != nil {
-				t.Fatal(err)
-			}
+		if e.Inode.Kind == tree.Dir || strings.Contains(e.Path, "-linux-gnu/") || strings.Contains(e.Path, "/dist-packages") {
+			continue
 		}
-	}
-	for _, dir := range []string{"bin", "lib", "lib64"} {
-		if err := in.Put("/"+dir, &tree.Inode{Kind: tree.Symlink, Mode: 0o777, Target: "usr/" + dir}); err != nil {
+		if err := in.Put(library+e.Path, e.Inode); err != nil {
 			t.Fatal(err)
 		}
+	}
+	libraries, _ := exec.Command("ldd", program).Output() // a static one has none
+	for word := range strings.FieldsSeq(program + " " + string(libraries)) {
+		if !strings.HasPrefix(word, "/") {
+			continue
+		}
+		b, err := os.ReadFile(word)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := in.Put(word, &tree.Inode{Mode: 0o755, Data: diskimage.Bytes(b)}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := in.Put("/usr/bin/python3", &tree.Inode{Kind: tree.Symlink, Mode: 0o777, Target: program}); err != nil {
+		t.Fatal(err)
 	}
 	if err := in.Put("/file", &tree.Inode{Mode: 0o644, MTime: epoch, Data: diskimage.Bytes(bytes.Repeat([]byte("a"), 8192))}); err != nil {
 		t.Fatal(err)

@@ -22,7 +22,7 @@ import (
 type ids struct {
 	userNS     bool
 	uids, gids []syscall.SysProcIDMap
-	tool       string // newuidmap's folder and what is to be said: "" where this process may write the maps itself
+	tool       string // "newuidmap" where maps are its to write, "" where this process may
 }
 
 // first is the host's id for the tree's root.

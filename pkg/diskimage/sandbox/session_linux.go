@@ -42,7 +42,6 @@ type session struct {
 	ids  *ids
 	dir  string // the host's work directory, "" for none
 	lock *os.File
-	log  *output
 }
 
 // open starts a helper. Its work directory lies in parent, or takes so much memory.
