@@ -113,7 +113,7 @@ func (f forge) espImage(t *testing.T, name string, program []byte) {
 // with a warning. The machine's clock is years behind, and is set.
 func TestNetbootKexec(t *testing.T) {
 	deploy := func(t *testing.T, image, environment string) (*netSite, *netlab.Machine) {
-		n := newNetSite(t, siteSpec{dhcp: "proxy",
+		n := newNetSite(t, siteSpec{
 			defaults: fmt.Sprintf("  image: %s/%s:1\n  bootTimeout: none\n  after: kexec\n  config: {phoneHome: 'off'}\n", registryAt, image),
 			machines: "  - name: one\n    match: {mac: '52:54:00:77:00:01'}\n"})
 		if environment != "environment" {

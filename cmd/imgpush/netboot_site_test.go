@@ -159,7 +159,7 @@ type netSite struct {
 
 type siteSpec struct {
 	env      string // name of the environment; "": environment
-	dhcp     string // "": dnsmasq beside the proxy; "server"; "elsewhere": dnsmasq on another host; "relayed": both behind a router
+	dhcp     string // "": dnsmasq beside the proxy; "server"; "elsewhere": dnsmasq on another host; "relayed": both behind a router; "off": nobody answers
 	defaults string // YAML below defaults, indented by two
 	machines string // YAML below machines
 	extra    string // YAML at the top
@@ -186,6 +186,8 @@ func newNetSite(t *testing.T, s siteSpec) *netSite {
 	switch s.dhcp {
 	case "server":
 		dhcp = "mode: server, ranges: [10.77.0.100-10.77.0.200]"
+	case "off":
+		dhcp = "mode: off"
 	case "elsewhere":
 		n.dnsmasq(n.Beside("10.77.0.2/24"), netlab.Uplink)
 	case "relayed":

@@ -6,6 +6,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -100,11 +101,7 @@ func vlanOf(oob []byte) int {
 // address in a VLAN, and none on the card itself, where another server would give
 // it one.
 func TestNetbootVLAN(t *testing.T) {
-	f := netbootForge(t)
-	dir := t.TempDir()
-	if out, err := f.run(f.imgbuild, "export", "oci:"+f.store+"/environment:1", dir); err != nil {
-		t.Fatalf("%v\n%s", err, out)
-	}
+	dir := netbootForge(t).exported(t)
 	self, err := os.Executable()
 	if err == nil {
 		err = os.Symlink(self, filepath.Join(dir, "tagger"))
@@ -125,12 +122,52 @@ func TestNetbootVLAN(t *testing.T) {
 		p.Wait(time.Minute, "DHCP, IP range")
 		servers = append(servers, p)
 	}
-	m := l.Machine(netlab.Spec{Name: "one", Number: 1, Firmware: netlab.BIOS, MemoryMiB: 512, Extra: []string{"-kernel", filepath.Join(dir, "vmlinuz"),
-		"-initrd", filepath.Join(dir, "initramfs.zst"), "-append", "console=ttyS0 panic=10 vlan=eth0.5:eth0 ip=eth0.5:dhcp"}})
+	m := l.Machine(direct(dir, "vlan=eth0.5:eth0 ip=eth0.5:dhcp"))
 	m.PowerOn()
 	m.Wait(bootTime, "imgpipe agent", "eth0.5: link", "eth0.5: address 10.80.0.1")
 	servers[0].Wait(time.Minute, "DHCPACK(inside)")
 	if servers[1].Has("DHCPDISCOVER") {
 		t.Errorf("the card itself asked:\n%s", servers[1].Tail(2000))
+	}
+}
+
+// exported is a directory with the environment's files.
+func (f forge) exported(t *testing.T) string {
+	t.Helper()
+	dir := t.TempDir()
+	if out, err := f.run(f.imgbuild, "export", "oci:"+f.store+"/environment:1", dir); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	return dir
+}
+
+// direct is a machine that has the environment without asking the network for it,
+// with a command line of its own.
+func direct(dir, cmdline string) netlab.Spec {
+	return netlab.Spec{Name: "one", Number: 1, Firmware: netlab.BIOS, MemoryMiB: 512, Extra: []string{"-kernel", filepath.Join(dir, "vmlinuz"),
+		"-initrd", filepath.Join(dir, "initramfs.zst"), "-append", "console=ttyS0 panic=10 " + cmdline}}
+}
+
+// TestNetbootIPv6 holds that a machine is deployed where there is no IPv4: its
+// address by DHCPv6, since a router says so, and the server by its command line.
+func TestNetbootIPv6(t *testing.T) {
+	f := netbootForge(t)
+	dir := f.exported(t)
+	f.small(t, "small", "small image boots")
+	n := newNetSite(t, siteSpec{dhcp: "off",
+		defaults: fmt.Sprintf("  image: %s/small:1\n  bootTimeout: none\n  config: {phoneHome: 'off'}\n", registryAt),
+		machines: "  - name: one\n    match: {mac: '52:54:00:77:00:01'}\n"})
+	n.In("ip", "-6", "addr", "add", "fd00:77::1/64", "dev", netlab.Bridge, "nodad")
+	router := n.Start("dnsmasq", "dnsmasq", "--no-daemon", "--conf-file=/dev/null", "--port=0", "--interface="+netlab.Bridge, "--bind-interfaces", "--enable-ra",
+		"--dhcp-range=fd00:77::100,fd00:77::1ff,64,1h", "--dhcp-leasefile="+filepath.Join(dir, "leases"), "--log-dhcp")
+	router.Wait(time.Minute, "router advertisement")
+	n.order("deploy", "one")
+	m := n.Machine(direct(dir, "imgpipe.server=https://[fd00:77::1]:8443"))
+	m.PowerOn()
+	m.Wait(bootTime, "imgpipe agent", "eth0: address fd00:77::1", "committed and acknowledged")
+	n.state("committed")
+	router.Wait(time.Minute, "DHCPREPLY("+netlab.Bridge+") fd00:77::1")
+	if strings.Contains(m.Text(), "address 10.77") {
+		t.Error("there was IPv4")
 	}
 }

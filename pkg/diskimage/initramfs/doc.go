@@ -8,6 +8,10 @@
 //	err = files.Put("/init", &tree.Inode{Mode: 0o755, Data: program})
 //	image, err := initramfs.Pack(files)                     // cpio, compressed with zstd
 //
+// or, for an image's own root (docs/initramfs.md):
+//
+//	image, names, err := k.Native(initramfs.Native{Init: program, Modules: []string{"ext4"}})
+//
 // It guarantees that the same tree gives the same bytes; that a module comes with
 // all that it depends on, or Closure fails; that what it writes beside them is
 // what depmod would say of the same modules; and that the archive fits the

@@ -27,6 +27,7 @@ var rules = []struct {
 	{pkg: "pkg/diskimage/evidence", banned: []string{module + "pkg/diskimage/recipe", module + "pkg/diskimage/packages", module + "pkg/diskimage/build",
 		module + "pkg/diskimage/customize", module + "pkg/diskimage/boot", "os/exec", "net/http"}, why: "evidence says what it is told, and reads trees"},
 	{pkg: "pkg/diskimage/boot/authenticode", banned: []string{"golang.org/...", "github.com/klauspost/...", module + "pkg/diskimage/tree"}, why: "a signature needs the standard library and a disk's bytes"},
+	{pkg: "pkg/diskimage/boot/grub", banned: []string{module + "pkg/...", "os/exec"}, why: "GRUB is put together of bytes"},
 	{pkg: "pkg/deliver/agent/efi", banned: []string{module + "pkg/deliver", module + "pkg/deliver/netboot/...", module + "pkg/diskimage/boot/..."}, why: "boot entries are decided on variables and a partition alone"},
 	{pkg: "pkg/deliver/agent/hw", banned: []string{"net/http", "os/exec", module + "pkg/deliver/..."}, why: "modules are files"},
 	{pkg: "pkg/deliver/agent/network", banned: []string{"os/exec", module + "pkg/deliver", module + "pkg/deliver/agent/hw", module + "pkg/deliver/netboot", module + "pkg/deliver/netboot/dhcp"}, why: "the client side of DHCP knows nothing of the server's"},
@@ -39,6 +40,11 @@ var rules = []struct {
 		why: "the agent reads what the build wrote with the standard library alone"},
 	{pkg: "pkg/diskimage/initramfs", banned: []string{module + "pkg/diskimage/recipe", module + "pkg/diskimage/packages", "os/exec"}, why: "modules come from a tree, whoever made it"},
 	{pkg: "pkg/diskimage/sandbox", banned: []string{module + "pkg/diskimage/build", module + "pkg/diskimage/customize", "net/http"}, why: "a step runs in a tree, whatever made it"},
+	{pkg: "pkg/diskimage/initramfs/initrd", banned: []string{"fmt", "net", "reflect", "context", "golang.org/...", "github.com/klauspost/...", module + "pkg/diskimage", module + "pkg/diskimage/tree", module + "pkg/diskimage/gpt"},
+		why: "it is in the initramfs of every image, and has to be small"},
+	{pkg: "pkg/internal/modalias", banned: []string{"*.*", "fmt"}, why: "what the init links is small"},
+	{pkg: "pkg/diskimage/verity", banned: []string{module + "pkg/diskimage/recipe", module + "pkg/diskimage/tree", module + "pkg/diskimage/build"}, why: "hashes are of a disk, whatever is on it"},
+	{pkg: "pkg/diskimage/mkfs/erofs", banned: []string{module + "pkg/diskimage/recipe", module + "pkg/diskimage/build", module + "pkg/diskimage/mkfs/ext4"}, why: "a filesystem is of a tree"},
 	{pkg: "pkg/oci/...", banned: []string{module + "pkg/deliver/..."}, why: "oci and deliver never meet"},
 	{pkg: "pkg/oci", banned: []string{module + "pkg/oci/registry", module + "pkg/oci/remote", "net/http"}, why: "a layout needs no network"},
 	{pkg: "pkg/oci/remote", banned: []string{module + "pkg/oci"}, why: "a client knows no layout"},
@@ -64,7 +70,7 @@ var rules = []struct {
 	{pkg: "cmd/internal/ui", banned: []string{module + "pkg/..."}, why: "ui is about talking"},
 	{pkg: "cmd/imgpush", banned: []string{module + "pkg/diskimage/build", module + "pkg/diskimage/packages", module + "pkg/diskimage/customize",
 		module + "pkg/diskimage/mkfs/ext4", module + "pkg/diskimage/recipe", module + "pkg/diskimage/diff", module + "pkg/diskimage/evidence", module + "pkg/diskimage/foreign",
-		module + "pkg/diskimage/virtdisk", module + "pkg/diskimage/base", module + "pkg/diskimage/initramfs", module + "pkg/diskimage/sandbox", module + "cmd/internal/qemu"}, why: "imgpush is the agent: it builds nothing"},
+		module + "pkg/diskimage/virtdisk", module + "pkg/diskimage/base", module + "pkg/diskimage/initramfs/...", module + "pkg/diskimage/mkfs/erofs", module + "pkg/diskimage/verity", module + "pkg/diskimage/sandbox", module + "cmd/internal/qemu"}, why: "imgpush is the agent: it builds nothing"},
 	{pkg: "cmd/imgbuild", banned: []string{module + "pkg/deliver/..."}, why: "imgbuild writes no disks"},
 }
 

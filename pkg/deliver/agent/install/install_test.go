@@ -90,12 +90,12 @@ func TestRefusals(t *testing.T) {
 		{"too little memory", []string{""}, func(r *rig) *wire.Job {
 			r.i.Memory = func() int64 { return leastMemory - 1 }
 			return r.job("j1", imageOf(r.t, "os", november))
-		}, target, "95 MiB of memory are free, and writing takes 96"},
+		}, target, "63 MiB of memory are free, and writing takes 64"},
 		{"too little memory once the index is there", []string{""}, func(r *rig) *wire.Job {
 			free := []int64{2*leastMemory - 1, leastLeft - 1}
 			r.i.Memory = func() (n int64) { n, free = free[0], free[1:]; return n }
 			return r.job("j1", imageOf(r.t, "os", november))
-		}, target, "63 MiB of memory are free, and writing takes 64"},
+		}, target, "39 MiB of memory are free, and writing takes 40"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
