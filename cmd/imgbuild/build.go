@@ -49,7 +49,7 @@ with imgpush as /init, and both in one EFI program (docs/environment.md).
   imgbuild build recipe.yaml --secure-boot-key awskms:///alias/db \
     --secure-boot-cert db.crt`,
 		Flags: append([]cli.Flag{
-			setFlag,
+			setFlag, verifyFlag,
 			&cli.StringFlag{Name: "output", Aliases: []string{"o"}, Usage: "where the image goes: `oci:DIR[:TAG]`", DefaultText: "oci:images:NAME-RELEASE"},
 			&cli.StringFlag{Name: "raw", Usage: "also write the raw disk to `FILE`, sparsely"},
 			&cli.BoolFlag{Name: "refresh", Usage: "ask the mirrors again even if the cache has the packages"},
@@ -210,6 +210,11 @@ type built struct {
 func (b built) finish(c *cli.Context, out string, begun time.Time) (err error) {
 	a, talk := b.artifact, ui.From(c)
 	defer func() { err = errors.Join(err, a.Close()) }()
+	if c.Bool(verifyFlag.Name) {
+		if err := verifyBuild(c, a); err != nil {
+			return err
+		}
+	}
 	if path := c.String("raw"); path != "" {
 		if err := exportRaw(c, talk, a, path); err != nil {
 			return err
