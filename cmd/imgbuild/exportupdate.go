@@ -30,21 +30,22 @@ func exportUpdate(c *cli.Context, talk *ui.Talk, a *oci.Artifact, dir string) er
 	release := cfg.Name + "_" + cfg.Version
 	parts := map[string]diskimage.Disk{}
 	disk := a.Disk(c.Context)
-	for _, p := range cfg.Disk.Table.Partitions {
-		if p.Name != release {
-			continue
-		}
-		switch p.Role {
-		case diskimage.RoleRoot:
+	var table diskimage.Table
+	if cfg.Disk.Table != nil {
+		table = *cfg.Disk.Table
+	}
+	for _, p := range table.Partitions {
+		switch {
+		case p.Role == diskimage.RoleRoot && p.Name == release:
 			parts[release+".root.raw"] = diskSection{disk, p.Extent}
-		case diskimage.RoleVerity:
+		case p.Role == diskimage.RoleVerity && p.Name == release+"_verity":
 			parts[release+".verity.raw"] = diskSection{disk, p.Extent}
 		}
 	}
-	if len(parts) == 0 {
+	if len(parts) == 0 { // nor a table, of a disk that was imported
 		return ui.Fail(ui.ExitUsage, fmt.Errorf("--format %s: the image has no slots", sysupdate), "docs/loaders.md says how a recipe gets them")
 	}
-	uki, err := findUKI(disk, cfg.Disk.Table.Find(diskimage.RoleESP), release)
+	uki, err := findUKI(disk, table.Find(diskimage.RoleESP), release)
 	if err != nil {
 		return err
 	}
