@@ -192,7 +192,7 @@ func TestBootsInitFindsTheRoot(t *testing.T) {
 			continue
 		}
 		extra := append([]string{"-drive", "if=none,id=r,format=raw,file=" + c.disk, "-device"}, strings.Fields(c.device)...)
-		writable := "Read-only file system"
+		writable := "writing /changed: open /changed: read-only file system"
 		if strings.Contains(c.cmdline, "rw") {
 			writable = "writing /changed: <nil>"
 		}
@@ -240,5 +240,57 @@ func TestBootsInitSaysWhyItFails(t *testing.T) {
 			expect = []string{"imgpipe-init: ", "reboot: Restarting system", "corrupted"}
 		}
 		b.start(cmdline, extra, expect, []string{"Kernel panic"})
+	}
+}
+
+// TestBootsInitSealed has the kernel check a root, and a /var beside it keep what is written to /etc: then a bit
+// of the root is changed, and one of the hashes, under each choice of what is to happen.
+func TestBootsInitSealed(t *testing.T) {
+	b := newBench(t)
+	root, err := erofs.New(b.rootTree(true), erofs.Options{UUID: benchUUID})
+	if err != nil {
+		t.Fatal(err)
+	}
+	hashes, err := verity.New(t.Context(), root, verity.Options{UUID: benchUUID, Salt: []byte("salt")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	empty := tree.New()
+	state, err := ext4.New(empty, ext4.Options{Size: 16 << 20, UUID: diskimage.DeriveGUID("bench", "var")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	disk := b.disk("sealed.raw", root, hashes, state)
+	b.Disk, b.Snapshot = disk, false // it is the only one
+	seal := "root=/dev/mapper/root roothash=" + hashes.RootHash().Hex() + " systemd.verity_root_data=/dev/vda1 systemd.verity_root_hash=/dev/vda2 " +
+		"imgpipe.mount=/dev/vda3:/var:ext4 imgpipe.overlay=/etc:/var/lib/etc systemd.verity_root_options="
+	expect := []string{"rootinit: mounted /dev/mapper/root / erofs", "rootinit: root is ro", "rootinit: mounted overlay /etc overlay", "rootinit: mounted /dev/vda3 /var ext4",
+		"writing /etc/changed: <nil>", "writing /changed: open /changed: read-only file system", "reboot: Power down"}
+	b.start(seal+"restart-on-corruption", nil, expect, []string{"of another boot", "Kernel panic"})
+	b.start(seal+"panic-on-corruption", nil, append(expect, "/etc/changed is of another boot"), []string{"Kernel panic"})
+
+	b.Snapshot = true
+	rootAt, program := int64(1<<20), int64(-1)
+	whole := make([]byte, root.Size())
+	if _, err := root.ReadAt(whole, 0); err != nil {
+		t.Fatal(err)
+	}
+	program = int64(bytes.Index(whole, []byte("\x7fELF")))
+	hashesAt := rootAt + (root.Size()+1<<20-1)&^(1<<20-1)
+	flip := &sealed{house: &house{t: t}, disk: disk}
+	for _, c := range []struct {
+		off    int64
+		option string
+		expect []string
+	}{
+		{rootAt + program + 5, "restart-on-corruption", []string{"data block", "is corrupted", "reboot: Restarting system"}},
+		{rootAt + program + 5, "panic-on-corruption", []string{"is corrupted", "Kernel panic - not syncing: dm-verity device corrupted"}},
+		{rootAt + program + 5, "", []string{"is corrupted", "/sbin/init: input/output error", "imgpipe-init: the system does not start", "reboot: Restarting system"}},
+		{rootAt + 1024 + 64, "restart-on-corruption", []string{"data block 0 is corrupted", "reboot: Restarting system"}},
+		{hashesAt + 4096 + 5, "restart-on-corruption", []string{"metadata block 1 is corrupted", "reboot: Restarting system"}},
+	} {
+		again := flip.flip(c.off)
+		b.start(seal+c.option, nil, c.expect, []string{"rootinit: done"})
+		again()
 	}
 }

@@ -45,7 +45,9 @@ with imgpush as /init, and both in one EFI program (docs/environment.md).
   imgbuild build recipes/debian-server.yaml --raw disk.raw
   imgbuild build recipes/environment.yaml -o oci:images:environment
   imgbuild build recipes/debian-server.yaml --sbom --provenance --key ci.key
-  imgbuild build recipe.yaml --secure-boot-key db.key --secure-boot-cert db.crt`,
+  imgbuild build recipe.yaml --secure-boot-key db.key --secure-boot-cert db.crt
+  imgbuild build recipe.yaml --secure-boot-key awskms:///alias/db \
+    --secure-boot-cert db.crt`,
 		Flags: append([]cli.Flag{
 			setFlag,
 			&cli.StringFlag{Name: "output", Aliases: []string{"o"}, Usage: "where the image goes: `oci:DIR[:TAG]`", DefaultText: "oci:images:NAME-RELEASE"},
@@ -106,7 +108,7 @@ func runBuild(c *cli.Context) (err error) {
 			return err
 		}
 	}
-	efiSigner, err := secureBoot(c)
+	efiSigner, err := secureBoot(c, r)
 	if err != nil {
 		return err
 	}

@@ -5,111 +5,43 @@ import (
 	"fmt"
 	"io/fs"
 	"path"
-	"slices"
-	"strconv"
-	"strings"
 
+	"github.com/imgpipe/imgpipe/pkg/diskimage/fstab"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/tree"
 )
 
-const (
-	maxFstab  = 1 << 20 // bytes
-	maxMounts = 64
-)
-
-// mountLine is a line of fstab(5) that mounts a filesystem somewhere.
-type mountLine struct{ what, where string }
-
-// parseFstab returns the mounts of an fstab below the root, parents first. What is
-// no mount of a disk is left out.
-func parseFstab(text []byte) (out []mountLine) {
-	for line := range strings.Lines(string(text)) {
-		f := strings.Fields(line)
-		if len(f) < 3 || strings.HasPrefix(f[0], "#") || f[2] == "swap" {
-			continue
-		}
-		where, err := tree.CleanPath(unescape(f[1]))
-		if err != nil || !strings.HasPrefix(f[1], "/") || where == "/" {
-			continue
-		}
-		if len(out) < maxMounts {
-			out = append(out, mountLine{unescape(f[0]), where})
-		}
-	}
-	slices.SortStableFunc(out, func(a, b mountLine) int { return strings.Compare(a.where, b.where) })
-	return out
-}
-
-// unescape undoes fstab's \040 and its like (getmntent(3)).
-func unescape(s string) string {
-	var b strings.Builder
-	for i := 0; i < len(s); i++ {
-		if s[i] == '\\' && i+4 <= len(s) {
-			if c, err := strconv.ParseUint(s[i+1:i+4], 8, 8); err == nil {
-				b.WriteByte(byte(c))
-				i += 3
-				continue
-			}
-		}
-		b.WriteByte(s[i])
-	}
-	return b.String()
-}
-
-// names reports whether fstab means this partition by what.
-func (p *part) named(what string) bool {
-	tag, value, ok := strings.Cut(what, "=")
-	if !ok {
-		for _, dir := range []string{"uuid", "label", "partuuid", "partlabel"} {
-			if v, found := strings.CutPrefix(what, "/dev/disk/by-"+dir+"/"); found {
-				tag, value, ok = strings.ToUpper(dir), v, true
-			}
-		}
-	}
-	value = strings.Trim(value, `"'`)
-	if !ok || value == "" {
-		return false
-	}
-	switch tag {
-	case "UUID":
-		return strings.EqualFold(p.fs.UUID, value)
-	case "LABEL":
-		return p.fs.Label == value
-	case "PARTUUID":
-		return strings.EqualFold(p.partUUID, value)
-	case "PARTLABEL":
-		return p.name == value
-	}
-	return false
+// identity is by what an fstab may mean this partition.
+func (p *part) identity() fstab.Identity {
+	return fstab.Identity{UUID: p.fs.UUID, Label: p.fs.Label, PartUUID: p.partUUID, PartLabel: p.name}
 }
 
 // mount puts what the root's fstab mounts from the same disk at its place.
 func (v *volumes) mount(b *Base, root *part) error {
-	text, err := b.Tree.ReadFile("/etc/fstab", maxFstab)
+	text, err := b.Tree.ReadFile("/etc/fstab", fstab.MaxSize)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
 	if err != nil {
 		return err
 	}
-	for _, m := range parseFstab(text) {
-		found := v.where(func(p *part) bool { return p != root && p.named(m.what) })
+	for _, m := range fstab.Parse(text) {
+		found := v.where(func(p *part) bool { return p != root && m.Means(p.identity()) })
 		if len(found) != 1 {
-			b.Notes = append(b.Notes, fmt.Sprintf("%s (%s) is not on this disk and is left out", m.where, m.what))
+			b.Notes = append(b.Notes, fmt.Sprintf("%s (%s) is not on this disk and is left out", m.Where, m.What))
 			continue
 		}
 		t, err := v.tree(found[0])
 		if err == nil {
-			err = graft(b.Tree, m.where, t)
+			err = graft(b.Tree, m.Where, t)
 		}
-		if err != nil && (m.where == "/boot" || m.where == "/usr") {
-			return fmt.Errorf("%s: %w", m.where, err)
+		if err != nil && (m.Where == "/boot" || m.Where == "/usr") {
+			return fmt.Errorf("%s: %w", m.Where, err)
 		}
 		if err != nil {
-			b.Notes = append(b.Notes, fmt.Sprintf("%s is left out: %v", m.where, err))
+			b.Notes = append(b.Notes, fmt.Sprintf("%s is left out: %v", m.Where, err))
 			continue
 		}
-		b.Notes = append(b.Notes, fmt.Sprintf("%s is %v", m.where, found[0]))
+		b.Notes = append(b.Notes, fmt.Sprintf("%s is %v", m.Where, found[0]))
 	}
 	return nil
 }

@@ -45,13 +45,19 @@ const stubDir = "/usr/lib/systemd/boot/efi/"
 // Find looks for the newest kernel of a tree and what belongs to it, as the
 // families of distributions have them (docs/bases.md). All that is missing is
 // reported at once, joined, each as a *MissingError.
-func Find(t *tree.Tree, arch string) (Kernel, error) { return find(t, arch, true) }
+func Find(t *tree.Tree, arch string) (Kernel, error) { return find(t, arch, true, true) }
+
+// FindBIOS is Find for a firmware that starts no EFI program: Stub stays empty.
+func FindBIOS(t *tree.Tree, arch string) (Kernel, error) { return find(t, arch, true, false) }
 
 // FindKernel is Find for a tree in which just a kernel and a stub were unpacked:
 // Initrd stays empty, and OSRelease, where there is none.
-func FindKernel(t *tree.Tree, arch string) (Kernel, error) { return find(t, arch, false) }
+func FindKernel(t *tree.Tree, arch string) (Kernel, error) { return find(t, arch, false, true) }
 
-func find(t *tree.Tree, arch string, system bool) (Kernel, error) {
+// FindImage is Find for a tree of which just the kernel is asked for.
+func FindImage(t *tree.Tree, arch string) (Kernel, error) { return find(t, arch, false, false) }
+
+func find(t *tree.Tree, arch string, system, efi bool) (Kernel, error) {
 	stub, ok := stubs[arch]
 	if !ok {
 		return Kernel{}, fmt.Errorf("boot: architecture %q: want amd64 or arm64", arch)
@@ -77,7 +83,9 @@ func find(t *tree.Tree, arch string, system bool) (Kernel, error) {
 			missing(fmt.Sprintf("initramfs for its kernel (%s)", fmt.Sprintf(from.initrdName, best.name)), from.initramfs)
 		}
 	}
-	if k.Stub = regular(t, stubDir+stub); k.Stub == "" {
+	if k.Stub = regular(t, stubDir+stub); !efi {
+		k.Stub = ""
+	} else if k.Stub == "" {
 		missing("EFI stub ("+stubDir+stub+")", from.stub)
 	}
 	if k.OSRelease = regular(t, "/etc/os-release"); k.OSRelease == "" {

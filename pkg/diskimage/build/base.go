@@ -11,6 +11,8 @@ import (
 
 	"github.com/imgpipe/imgpipe/pkg/diskimage"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/base"
+	"github.com/imgpipe/imgpipe/pkg/diskimage/evidence"
+	"github.com/imgpipe/imgpipe/pkg/diskimage/packages"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/recipe"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/tree"
 )
@@ -85,13 +87,21 @@ func (b *builder) base(ctx context.Context) error {
 	return nil
 }
 
+// listPackages notes which packages are in a base that somebody else installed. A
+// database that cannot be read is none: the image is what it is without the list.
+func (b *builder) listPackages() {
+	db, err := evidence.ListPackages(b.tree)
+	if err != nil {
+		b.say(err.Error())
+		return
+	}
+	for _, p := range db.Packages {
+		b.image.Record.Packages = append(b.image.Record.Packages, packages.Package{Name: p.Name, Version: p.Version, Arch: p.Arch})
+	}
+}
+
 // said is an input that is a text of the recipe.
 func said(name, text string) StepInput { return StepInput{name, diskimage.DigestOf([]byte(text))} }
-
-// packages has the tree's own package manager install what the recipe names.
-func (b *builder) packages(context.Context) error {
-	return b.recipe.Errorf("packages", "are installed on a Debian base only as yet: install them in what the base is made of")
-}
 
 // bring brings the tree of a base outside of this package. It says what the base
 // is called, beside the recipe, and by which field.
@@ -165,7 +175,7 @@ type closer func() error
 func (c closer) Close() error { return c() }
 
 // recipeBase makes the tree of another recipe, up to where it would be made to boot.
-func (b *builder) recipeBase(ctx context.Context, file string) error {
+func (b *builder) recipeBase(ctx context.Context, file string) (err error) {
 	const field = "base.recipe.file"
 	r := b.recipe
 	chain, err := b.chainTo(file)
@@ -185,7 +195,11 @@ func (b *builder) recipeBase(ctx context.Context, file string) error {
 		return r.Errorf(field, "has the epoch %s, which is later than this one's", other.Epoch.Format(time.RFC3339))
 	}
 	below := &builder{recipe: other, options: b.options, image: &Image{made: made{recipe: other}}, chain: chain}
-	defer func() { b.image.files = append(b.image.files, below.image.files...) }()
+	defer func() {
+		b.image.files = append(b.image.files, below.image.files...)
+		b.image.Entries = append(b.image.Entries, below.image.Entries...)
+		err = errors.Join(err, below.closeSandbox())
+	}()
 	for _, step := range below.treeSteps() {
 		if err := ctx.Err(); err != nil {
 			return err

@@ -147,7 +147,8 @@ func TestFoldersAndNothing(t *testing.T) {
 	}
 	root := map[string]string{"boot/vmlinuz-1": string(program), "boot/initrd.img-1": "i", stub[1:]: string(program), "etc/os-release": "ID=x\n",
 		"etc/passwd": "root:x:0:0:root:/root:/bin/sh\n", "etc/group": "root:x:0:\n", "etc/shadow": "root:*:1::::::\n", "usr/share/zoneinfo/Etc/UTC": "TZif",
-		"usr/lib/locale/C.utf8/LC_CTYPE": "x", "bin/sh": "sh"}
+		"usr/lib/locale/C.utf8/LC_CTYPE": "x", "bin/sh": "sh",
+		"lib/apk/db/installed": "P:busybox\nV:1.36\nA:x86_64\n\n"}
 	files := map[string]string{"recipe.yaml": with("{dir: {path: root}}"), "less.yaml": with("{scratch: {}}"),
 		"nothing.yaml": strings.Replace(with("{scratch: {}}"), "files:\n", "files:\n  - {path: /boot, source: root/boot}\n  - {path: /usr, source: root/usr}\n  - {path: /etc/os-release, source: root/etc/os-release}\n", 1)}
 	for name, text := range root {
@@ -157,6 +158,9 @@ func TestFoldersAndNothing(t *testing.T) {
 	one := make1(t, loadFile(t, filepath.Join(dir, "recipe.yaml")), options(t))
 	if got := file(t, one, diskimage.RoleRoot, "/etc/os-release"); got != "ID=x\n" {
 		t.Errorf("os-release %q", got)
+	}
+	if p := one.Record.Packages; len(p) != 1 || p[0].Name != "busybox" || p[0].Version != "1.36" {
+		t.Errorf("packages %+v", p)
 	}
 	sum := diskSum(t, one.Disk)
 	later := time.Now().Add(-time.Hour)
@@ -191,7 +195,7 @@ func TestBasesRefused(t *testing.T) {
 		"{recipe: {file: arm.yaml}}":            "top.yaml:7:23: base.recipe.file: is a recipe for arm64, this one is for amd64",
 		"{recipe: {file: late.yaml}}":           "has the epoch 2027-11-01T00:00:00Z, which is later",
 		"{recipe: {file: broken.yaml}}":         "broken.yaml:2:",
-		"packages.yaml":                         "packages.yaml:8:1: packages: are installed on a Debian base only as yet",
+		"packages.yaml":                         "packages.yaml:8:1: packages: the tree has no package manager that is known here",
 		"{tar: {file: noise.tar}}":              "top.yaml:7:20: base.tar.file: ",
 		"{disk: {file: noise.tar}}":             "top.yaml:7:21: base.disk.file: ",
 		"{oci: {ref: 'registry.example/os:2'}}": "top.yaml:7:19: base.oci.ref: asked for registry.example/os:2",

@@ -54,7 +54,7 @@ type Options struct {
 	// an environment with a policy. nil is none.
 	PolicyFiles func(path string, text []byte) (map[string]string, error)
 
-	SecureBoot *authenticode.Signer // signs the UKI; nil leaves it unsigned
+	SecureBoot *authenticode.Signer // signs what UEFI starts, instead of the recipe's; nil is the recipe's
 
 	Bases Bases // opens what bases refer to
 
@@ -96,7 +96,7 @@ type Record struct {
 	Steps     []StepTime         `json:"steps"`
 	Keys      []StepKey          `json:"keys,omitempty"` // of the steps that make the tree
 
-	SecureBoot string `json:"secureBoot,omitempty"` // SHA-256 of the certificate that the UKI is signed by
+	SecureBoot string `json:"secureBoot,omitempty"` // SHA-256 of the certificate that what UEFI starts is signed by
 
 	PackageSteps []packages.StepTime `json:"packageSteps,omitempty"` // within the step "packages"
 }
@@ -135,11 +135,7 @@ func Build(ctx context.Context, r *recipe.Recipe, o Options) (*Image, error) {
 }
 
 func (b *builder) build(ctx context.Context) (err error) {
-	defer func() {
-		if b.box != nil {
-			err = errors.Join(err, b.box.Close())
-		}
-	}()
+	defer func() { err = errors.Join(err, b.closeSandbox()) }()
 	for _, s := range b.steps() {
 		err := b.through(ctx, s, func(ctx context.Context) error { return b.step(ctx, s.name, s.run) })
 		if err != nil {
@@ -160,7 +156,8 @@ type builder struct {
 	tree *tree.Tree       // of the root and of what is mounted below it
 	key  diskimage.Digest // what decides tree as it is now; see extend
 	from []StepInput      // what the base is, once it is known
-	uki  *tree.Inode      // the EFI program that boots the image
+	esp  []espFile        // of the EFI system partition
+	grub *grubParts       // what starts the image by BIOS; nil for nothing
 
 	box        *sandbox.Sandbox   // nil before the first step that runs
 	layers     map[string]layer   // by step

@@ -24,8 +24,9 @@ type made struct {
 	recipe   *recipe.Recipe
 	packages *packages.Result
 	kernel   boot.Kernel
-	uki      diskimage.Disk
-	trees    []*tree.Tree // of the recipe's partitions, nil for none
+	uki      diskimage.Disk // the program that starts the image; by BIOS alone the kernel
+	bootPath string         // of uki: on the EFI system partition, or in the image
+	trees    []*tree.Tree   // of the recipe's partitions, nil for none
 	sources  []source
 	parts    []base.Part // of the base
 	below    *made       // of the recipe that is the base
@@ -85,7 +86,7 @@ func (im *Image) Contents(ctx context.Context, files bool, workers int) (*eviden
 	if _, err := io.Copy(h, io.NewSectionReader(m.uki, 0, m.uki.Size())); err != nil {
 		return nil, fmt.Errorf("evidence: the boot program: %w", err)
 	}
-	c.Boot = &evidence.Boot{Path: efiPrograms[r.Arch], Kernel: m.kernel.Version, SHA256: diskimage.Digest(h.Sum(nil))}
+	c.Boot = &evidence.Boot{Path: m.bootPath, Kernel: m.kernel.Version, SHA256: diskimage.Digest(h.Sum(nil))}
 	for _, p := range []string{m.kernel.Image, m.kernel.Stub} {
 		if name := owner(p); name != "" {
 			c.Boot.From = append(c.Boot.From, name)
@@ -109,7 +110,7 @@ func (im *Image) whole() (*tree.Tree, error) {
 	var out *tree.Tree
 	parts := im.made.recipe.Disk.Partitions
 	for i, p := range parts {
-		if p.Type == string(diskimage.RoleRoot) {
+		if p.Type == string(diskimage.RoleRoot) && im.made.trees[i] != nil {
 			out = im.made.trees[i].Clone()
 		}
 	}

@@ -14,6 +14,7 @@ import (
 	"github.com/imgpipe/imgpipe/pkg/diskimage/mkfs/erofs"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/mkfs/ext4"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/mkfs/fat"
+	"github.com/imgpipe/imgpipe/pkg/diskimage/mkfs/swap"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/nocloud"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/recipe"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/tree"
@@ -41,6 +42,7 @@ func (b *builder) layout(context.Context) error {
 			return err
 		}
 	}
+	equalSlots(r, sizes)
 	for i, p := range r.Disk.Partitions {
 		if diskimage.Role(p.Type) == diskimage.RoleVerity {
 			sizes[i] = veritySize(r, p, sizes)
@@ -63,6 +65,9 @@ func (b *builder) layout(context.Context) error {
 	}
 	primary, backup, err := gpt.Encode(table)
 	if err != nil {
+		return err
+	}
+	if err := b.bootCode(primary); err != nil {
 		return err
 	}
 	parts = append(parts, diskimage.Part{Disk: diskimage.Bytes(primary)},
@@ -93,7 +98,7 @@ func (b *builder) divide() error {
 
 // readOnlyFree is the room, in percent, in which placement keeps a filesystem that
 // nothing writes to stable from release to release.
-const readOnlyFree = 50
+const readOnlyFree = 100
 
 // autoSize returns the size of a partition's filesystem, 0 where the recipe says it.
 func (b *builder) autoSize(i int) int64 {
@@ -130,7 +135,9 @@ func (b *builder) split() ([]*tree.Tree, error) {
 		p := parts[i]
 		switch diskimage.Role(p.Type) {
 		case diskimage.RoleRoot:
-			trees[i] = b.tree
+			if p.Slot != "b" {
+				trees[i] = b.tree
+			}
 		case diskimage.RoleESP:
 		case diskimage.RoleConfig:
 			trees[i], err = nocloud.Blank(b.recipe.Epoch)
@@ -170,11 +177,17 @@ func (b *builder) filesystem(want *recipe.Partition, p *diskimage.Partition, t *
 	if disk := b.sealedPart(want, p); disk != nil {
 		return disk, nil
 	}
-	if t == nil {
+	r := b.recipe
+	uuid := identities(r).filesystem(want.Name)
+	switch {
+	case p.Role == diskimage.RoleBIOS:
+		return b.core(p.Extent)
+	case p.Role == diskimage.RoleSwap:
+		p.Filesystem = diskimage.Filesystem{Type: "swap", Label: want.Label, UUID: uuid.String()}
+		return swap.New(swap.Options{Size: p.Extent.Len, UUID: uuid, Label: want.Label})
+	case t == nil:
 		return nil, nil
 	}
-	r := b.recipe
-	uuid := identities(r).filesystem(p.Name)
 	if want.Filesystem == "ext4" {
 		fs, err := ext4.New(t, ext4.Options{Size: p.Extent.Len, Label: want.Label, UUID: uuid, Epoch: r.Epoch, FreePercent: want.FreePercent})
 		if err != nil {

@@ -22,7 +22,7 @@ func (b *builder) initramfs() error {
 	if r.Boot.Initramfs != initramfsNative {
 		return nil
 	}
-	found, err := boot.FindKernel(b.tree, r.Arch)
+	found, err := boot.FindImage(b.tree, r.Arch)
 	if err != nil {
 		return err
 	}

@@ -222,6 +222,15 @@ func (b *builder) sandbox() *sandbox.Sandbox {
 	return b.box
 }
 
+func (b *builder) closeSandbox() error {
+	if b.box == nil {
+		return nil
+	}
+	err := b.box.Close()
+	b.box = nil
+	return err
+}
+
 // sandboxStep is the recipe's step i as the sandbox takes it.
 func (b *builder) sandboxStep(i int) (sandbox.Step, error) {
 	r, field := b.recipe.Run[i], fmt.Sprintf("run[%d]", i)

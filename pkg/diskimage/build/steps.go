@@ -32,7 +32,7 @@ func (b *builder) treeSteps() []step {
 	} else {
 		out = append(out, step{"base", b.baseInputs, b.base})
 		if len(b.recipe.Packages) > 0 {
-			out = append(out, step{"packages", nil, b.packages})
+			out = append(out, b.installStep())
 		}
 	}
 	out = append(out, b.runs("packages")...)
@@ -67,6 +67,9 @@ func (b *builder) customize(context.Context) error {
 	m := &b.image.made
 	if b.options.Evidence && (m.installed == nil || len(b.recipe.Packages) > 0) {
 		m.installed = b.tree.Clone()
+	}
+	if b.image.Record.Packages == nil {
+		b.listPackages()
 	}
 	if err := packages.Golden(b.tree, b.recipe.Epoch); err != nil {
 		return err

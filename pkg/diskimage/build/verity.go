@@ -98,11 +98,14 @@ func veritySize(r *recipe.Recipe, want recipe.Partition, sizes []int64) int64 {
 // overlays are the folders that a Debian on a read-only root has to write to, beside /var.
 var overlays = []string{"/etc", "/home", "/root"}
 
-// rootWords are the words of the command line that mount a root.
-func (b *builder) rootWords(p *recipe.Partition) string {
+// rootWords are the words of the command line that mount a root; more follow them.
+func (b *builder) rootWords(p *recipe.Partition, more string) string {
 	words := []string{"root=PARTUUID=" + identities(b.recipe).partition(p.Name).String(), "ro"}
+	if p.Slot != "" {
+		words[0] = "root=PARTLABEL=" + slotName(b.recipe)
+	}
 	said := func(prefix string) bool {
-		return slices.ContainsFunc(strings.Fields(b.recipe.Boot.Cmdline), func(w string) bool { return strings.HasPrefix(w, prefix) })
+		return slices.ContainsFunc(strings.Fields(more), func(w string) bool { return strings.HasPrefix(w, prefix) })
 	}
 	if s := b.sealed[p.Name]; s != nil {
 		words = []string{"root=/dev/mapper/root", "roothash=" + s.hashes.RootHash().Hex(), "ro", "systemd.verity=no"}
@@ -120,7 +123,7 @@ func (b *builder) rootWords(p *recipe.Partition) string {
 			continue
 		}
 		folder = ":/var/lib/imgpipe"
-		if !slices.ContainsFunc(strings.Fields(b.recipe.Boot.Cmdline), func(w string) bool {
+		if !slices.ContainsFunc(strings.Fields(more), func(w string) bool {
 			return strings.HasPrefix(w, "imgpipe.mount=") && (strings.HasSuffix(w, ":/var") || strings.Contains(w, ":/var:"))
 		}) {
 			words = append(words, "imgpipe.mount=PARTUUID="+identities(b.recipe).partition(q.Name).String()+":/var:"+q.Filesystem)

@@ -171,7 +171,7 @@ func TestWordsOfTheRecipeWin(t *testing.T) {
 	} {
 		text := strings.Replace(sealedText, "cmdline: console=ttyS0", `cmdline: "`+cmdline+`"`, 1)
 		b := &builder{recipe: load(t, text), tree: folders(t, "/etc", "/root"), sealed: map[string]*sealed{"root": {hashes: hashes}}}
-		line := b.cmdline()
+		line := b.cmdline(b.recipe.Boot.Cmdline)
 		if !strings.Contains(line, want) || !strings.HasSuffix(line, " "+cmdline) || strings.Count(line, "imgpipe.overlay=/etc")+strings.Count(line, "=none") != 1 || strings.Count(line, ":/var:ext4") != 1 ||
 			strings.Count(line, "verity_root_options") != 1 {
 			t.Errorf("%s: %s", cmdline, line)

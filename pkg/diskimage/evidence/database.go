@@ -76,6 +76,22 @@ type Database struct {
 // twice is an error. Copyright files that are missing, too large or not
 // machine-readable are no error: the package has no License then.
 func ReadDatabase(t *tree.Tree) (*Database, error) {
+	db, err := ListPackages(t)
+	if err != nil {
+		return nil, err
+	}
+	licenses := newLicenseReader(t)
+	for i := range db.Packages {
+		if db.Packages[i].kind != "" {
+			continue // whose licences are words without texts
+		}
+		db.Packages[i].License = licenses.read(db.Packages[i].Name)
+	}
+	return db, nil
+}
+
+// ListPackages is ReadDatabase without the licences, which take the longest.
+func ListPackages(t *tree.Tree) (*Database, error) {
 	db := &Database{}
 	var err error
 	if db.OS, err = readOS(t); err != nil {
@@ -103,13 +119,6 @@ func ReadDatabase(t *tree.Tree) (*Database, error) {
 		}
 	}
 	db.resolve()
-	licenses := newLicenseReader(t)
-	for i := range db.Packages {
-		if db.Packages[i].kind != "" {
-			continue // whose licences are words without texts
-		}
-		db.Packages[i].License = licenses.read(db.Packages[i].Name)
-	}
 	return db, nil
 }
 

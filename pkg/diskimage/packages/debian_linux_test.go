@@ -210,6 +210,7 @@ func TestRequestsThatDifferDoNotShareATree(t *testing.T) {
 		"components": func(r *Request) { r.Debian.Components = []string{"main", "contrib"} },
 		"mirrors":    func(r *Request) { r.Debian.Mirrors = []string{"http://mirror.example/debian"} },
 		"arch":       func(r *Request) { r.Arch = "arm64" },
+		"initramfs":  func(r *Request) { r.NoInitramfs = true },
 		"keyring": func(r *Request) {
 			f.write("other.gpg", "other keys")
 			r.Debian.Keyring = f.path("other.gpg")

@@ -70,6 +70,7 @@ func (c *checker) disk() {
 	}
 	c.roots()
 	c.hashes()
+	c.loaders()
 	c.mounts()
 }
 
@@ -175,6 +176,7 @@ func (c *checker) partition(p *Partition, field string) {
 			p.FreePercent = 100
 		}
 	case p.Filesystem == "ext4", p.Filesystem == "erofs", p.Type == "verity": // as large as what is in it
+	case p.Slot == "b": // as large as slot a
 	case p.Type == "bios":
 		p.Size = mib
 	case c.bad.has(field + ".size"): // reported

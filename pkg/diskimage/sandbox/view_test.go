@@ -437,7 +437,7 @@ func TestFullMemoryGoesToDisk(t *testing.T) {
 
 // The same as an ordinary user, but for what only root can look at.
 func TestAsOrdinaryUser(t *testing.T) {
-	asUser(t, "Test(Changes|NothingChangesByItself|Scenario|View|Mistakes|WhatIsLeftRunningDies|Cancel|Network|Secrets|MountsAndCaches|TwoAtOnce|Killed|TooFewIDs)$", "IMGPIPE_SANDBOX_USER")
+	asUser(t, "Test(Changes|NothingChangesByItself|Scenario|View|Mistakes|WhatIsLeftRunningDies|Cancel|Network|Secrets|MountsAndCaches|TwoAtOnce|Killed|TooFewIDs|Check)$", "IMGPIPE_SANDBOX_USER")
 }
 
 func TestTooFewIDs(t *testing.T) {
@@ -451,6 +451,16 @@ func TestTooFewIDs(t *testing.T) {
 			t.Error(err)
 		}
 	} else if !errors.Is(err, ErrTooFewIDs) || !strings.Contains(err.Error(), "/far") {
+		t.Error(err)
+	}
+}
+
+func TestCheck(t *testing.T) {
+	cache := t.TempDir()
+	if err := Check(t.Context(), cache, ""); err != nil {
+		t.Error(err)
+	}
+	if err := RemoveCaches(cache); err != nil {
 		t.Error(err)
 	}
 }

@@ -35,6 +35,9 @@ func main() {
 		say("mounts: %v", err)
 	}
 	for _, p := range []string{"/etc/changed", "/changed"} {
+		if _, err := os.Stat(p); err == nil {
+			say("%s is of another boot", p)
+		}
 		say("writing %s: %v", p, os.WriteFile(p, []byte("x"), 0o600))
 	}
 	if _, err := os.Stat("/sysroot"); err == nil {

@@ -171,9 +171,10 @@ func (m *machine) await(spec string) (Block, error) {
 	}
 }
 
-// listen handles what devices come, until one of them may be a disk or it is quiet.
+// listen handles what devices come, until one of them may be a disk, or it is quiet, or
+// it has been noisy for long.
 func (m *machine) listen(quiet time.Duration) {
-	for {
+	for begun := time.Now(); time.Since(begun) < 5*quiet; {
 		event := m.events.next(quiet)
 		if event == "" {
 			m.coldplug() // messages may have been lost

@@ -69,11 +69,11 @@ func openVerity(name string, s superblock, data, hash Block, v *Verity) (string,
 	if err := dm(control, dmSuspend, dmRequest(name, "", "", "", 0)); err != nil { // without the flag: resume
 		return "", errors.New("device mapper: resume: " + err.Error())
 	}
-	node := "dm-" + strconv.Itoa(dmMinor(made))
-	if err := os.Symlink("../"+node, "/dev/mapper/"+name); err != nil && !errors.Is(err, os.ErrExist) {
+	node := "/dev/mapper/" + name
+	if err := os.Symlink("../dm-"+strconv.Itoa(dmMinor(made)), node); err != nil && !errors.Is(err, os.ErrExist) {
 		return "", err
 	}
-	return "/dev/" + node, nil
+	return node, nil
 }
 
 // openControl opens the device mapper's node, which devtmpfs has where it is no module.

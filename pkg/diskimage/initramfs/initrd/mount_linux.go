@@ -168,8 +168,12 @@ func (m *machine) overlay(o Overlay) error {
 		return err
 	}
 	folder := "/run/imgpipe/overlay/" + strings.ReplaceAll(o.Path[1:], "/", "-")
+	upper, work := folder+"/upper", folder+"/work"
 	if o.Folder != "" {
-		if folder, err = inRoot(o.Folder); err != nil {
+		var errs [2]error
+		upper, errs[0] = inRoot(o.Folder + "/upper")
+		work, errs[1] = inRoot(o.Folder + "/work")
+		if err := errors.Join(errs[:]...); err != nil {
 			return err
 		}
 	}
@@ -177,16 +181,16 @@ func (m *machine) overlay(o Overlay) error {
 	if err != nil {
 		return err
 	}
-	for _, dir := range []string{folder + "/upper", folder + "/work"} {
+	for _, dir := range []string{upper, work} {
 		if err := os.MkdirAll(dir, 0o755); err != nil {
 			return err
 		}
 	}
-	if err := os.Chmod(folder+"/upper", info.Mode().Perm()); err != nil {
+	if err := os.Chmod(upper, info.Mode().Perm()); err != nil {
 		return err
 	}
 	_ = m.modules.Load("overlay")
-	return mountError("overlay", syscall.Mount("overlay", lower, "overlay", 0, "lowerdir="+lower+",upperdir="+folder+"/upper,workdir="+folder+"/work"))
+	return mountError("overlay", syscall.Mount("overlay", lower, "overlay", 0, "lowerdir="+lower+",upperdir="+upper+",workdir="+work))
 }
 
 func mountError(what string, err error) error {
