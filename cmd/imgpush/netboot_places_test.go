@@ -17,11 +17,11 @@ func TestNetbootPlaces(t *testing.T) {
 		dhcp     string
 		soak     bool
 	}{
-		{"UEFI PXE and iPXE, relayed", netlab.PXE, "relayed", false},
-		{"UEFI HTTP Boot, relayed", netlab.HTTP, "relayed", true},
-		{"BIOS PXE and iPXE, relayed", netlab.BIOS, "relayed", true},
-		{"UEFI HTTP Boot, on another host", netlab.HTTP, "elsewhere", false},
-		{"UEFI PXE and iPXE, on another host", netlab.PXE, "elsewhere", true},
+		{"UEFI PXE and iPXE relayed", netlab.PXE, "relayed", false},
+		{"UEFI HTTP Boot relayed", netlab.HTTP, "relayed", true},
+		{"BIOS PXE and iPXE relayed", netlab.BIOS, "relayed", true},
+		{"UEFI HTTP Boot on another host", netlab.HTTP, "elsewhere", false},
+		{"UEFI PXE and iPXE on another host", netlab.PXE, "elsewhere", true},
 	} {
 		t.Run(strings.ReplaceAll(c.name, " ", "-"), func(t *testing.T) {
 			if c.soak {

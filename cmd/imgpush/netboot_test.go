@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -41,7 +42,7 @@ func TestNetbootFirmware(t *testing.T) {
 			spec := netlab.Spec{Name: "one", Number: 1, Firmware: c.firmware}
 			debug := filepath.Join(t.TempDir(), "debug") // where boot code says its text
 			if c.firmware == netlab.BIOS {
-				spec.Extra = []string{"-global", "isa-debugcon.iobase=0x402", "-debugcon", "file:" + debug}
+				spec.Extra = debugPort(debug)
 			}
 			m := n.Machine(spec)
 			m.PowerOn()
@@ -58,6 +59,45 @@ func TestNetbootFirmware(t *testing.T) {
 			m.Wait(bootTime, "small image boots")
 		})
 	}
+}
+
+// TestNetbootIdle starts machines without a job, whose disks hold something: they go
+// on to it without an environment.
+func TestNetbootIdle(t *testing.T) {
+	for name, firmware := range map[string]netlab.Firmware{"BIOS": netlab.BIOS, "UEFI-PXE": netlab.PXE, "UEFI-HTTP-Boot": netlab.HTTP} {
+		t.Run(name, func(t *testing.T) {
+			n := oneMachine(t, "small", "")
+			debug := filepath.Join(t.TempDir(), "debug")
+			m := n.Machine(netlab.Spec{Name: "one", Number: 1, Firmware: firmware, Extra: debugPort(debug)})
+			b, _ := bootDisk(t, 64*mib, "idle", "idle disk boots", goBack)
+			f, err := os.OpenFile(m.Disk, os.O_WRONLY, 0)
+			if err == nil {
+				_, err = f.WriteAt(b, 0)
+				err = errors.Join(err, f.Close())
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			m.PowerOn()
+			begun := time.Now()
+			if firmware == netlab.BIOS {
+				m.Wait(bootTime, "no job for this machine: its disk boots")
+				t.Logf("the script came after %.1f s", time.Since(begun).Seconds())
+				appears(t, debug, "idle disk boots")
+			} else {
+				m.Wait(bootTime, "idle disk boots")
+			}
+			t.Logf("the disk was started after %.1f s", time.Since(begun).Seconds())
+			if strings.Contains(m.Text(), "imgpipe agent") {
+				t.Error("the environment ran")
+			}
+		})
+	}
+}
+
+// debugPort has what boot code of bootDisk says written to a file.
+func debugPort(path string) []string {
+	return []string{"-global", "isa-debugcon.iobase=0x402", "-debugcon", "file:" + path}
 }
 
 // appears waits until a text is in a file that a machine writes.

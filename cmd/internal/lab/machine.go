@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/imgpipe/imgpipe/pkg/diskimage/boot/authenticode/authenticodetest"
@@ -143,7 +144,7 @@ func (m *Machine) args(tap string) []string {
 		machine += ",smm=on"
 	}
 	args := []string{
-		"-nodefaults", "-no-user-config", "-nographic", "-display", "none", "-serial", "stdio", "-monitor", "unix:" + m.Monitor + ",server=on,wait=off",
+		"-nodefaults", "-no-user-config", "-nographic", "-display", "none", "-serial", "stdio", "-monitor", "unix:" + escaped(m.Monitor) + ",server=on,wait=off",
 		"-machine", machine, "-accel", m.l.accel, "-cpu", "max", "-smp", "2", "-m", strconv.Itoa(memory),
 		"-uuid", s.UUID, "-smbios", "type=1,manufacturer=Lab,product=Machine,serial=" + s.Serial + ",uuid=" + s.UUID,
 		"-netdev", "tap,id=net0,ifname=" + tap + ",script=no,downscript=no",
@@ -151,7 +152,7 @@ func (m *Machine) args(tap string) []string {
 		"-device", "virtio-rng-pci",
 	}
 	if s.Disk > 0 {
-		args = append(args, "-drive", "if=none,id=disk0,format=raw,cache=writeback,discard=unmap,file="+m.Disk,
+		args = append(args, "-drive", "if=none,id=disk0,format=raw,cache=writeback,discard=unmap,file="+escaped(m.Disk),
 			"-device", "virtio-blk-pci,drive=disk0,serial=LABDISK"+strconv.Itoa(s.Number))
 	}
 	if s.Firmware == BIOS {
@@ -163,7 +164,7 @@ func (m *Machine) args(tap string) []string {
 			args = append(args, "-global", "driver=cfi.pflash01,property=secure,value=on")
 		}
 		args = append(args, "-drive", "if=pflash,unit=0,format=raw,readonly=on,file="+code,
-			"-drive", "if=pflash,unit=1,format=raw,file="+m.Vars)
+			"-drive", "if=pflash,unit=1,format=raw,file="+escaped(m.Vars))
 	}
 	no := func(what string) { args = append(args, "-fw_cfg", "name=opt/org.tianocore/"+what+",string=n") }
 	if s.Firmware != BIOS { // knobs of OVMF
@@ -175,6 +176,9 @@ func (m *Machine) args(tap string) []string {
 	}
 	return append(args, s.Extra...)
 }
+
+// escaped is a path as QEMU reads it in an option: a comma would end it.
+func escaped(path string) string { return strings.ReplaceAll(path, ",", ",,") }
 
 // PowerCut ends it at once, as a cut of its power does: nothing is flushed that
 // the guest did not flush. It may be off already.
