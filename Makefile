@@ -37,6 +37,7 @@ judges: tools
 	IMGPIPE_JUDGES=1 IMGPIPE_MUTATIONS=100000 $(GO) test -count=1 -timeout 30m -v ./pkg/oci/sign ./cmd/imgpush -run 'Judges|Mutations'
 	IMGPIPE_JUDGES=1 $(GO) test -count=1 -timeout 10m -v ./cmd/imgbuild -run 'Judges'
 	IMGPIPE_KILLS=40 $(GO) test -count=1 -timeout 10m -v ./pkg/oci/registry -run 'Killed|Conformance'
+	IMGPIPE_JUDGES=1 $(GO) test -count=1 -timeout 10m -v ./pkg/diskimage/sandbox -run 'TestAsOrdinaryUser'
 	IMGPIPE_KILLS=40 IMGPIPE_JUDGES=1 $(GO) test -count=1 -timeout 10m -v ./pkg/oci/cache -run 'Killed|Judges'
 
 # Real packages, real firmware, real boots: half an hour without KVM.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -110,7 +111,7 @@ func openLock(c *cli.Context, opener *refs.Opener) (*openedLock, error) {
 	return l, nil
 }
 
-// fetch opens a package at the first mirror that has it.
+// fetch opens a package at the first mirror that has it, else at its URL.
 func (l *openedLock) fetch(ctx context.Context, p packages.Locked) (io.ReadCloser, error) {
 	var errs []error
 	for _, repo := range l.repos {
@@ -121,7 +122,30 @@ func (l *openedLock) fetch(ctx context.Context, p packages.Locked) (io.ReadClose
 		}
 		errs = append(errs, err)
 	}
-	return nil, errors.Join(append(errs, errors.New("no mirror has it"))...)
+	if !strings.HasPrefix(p.URL, "http") {
+		return nil, errors.Join(append(errs, errors.New("no mirror has it"))...)
+	}
+	body, err := download(ctx, p.URL)
+	if err != nil {
+		return nil, errors.Join(append(errs, err)...)
+	}
+	return body, nil
+}
+
+// download opens the package at its URL.
+func download(ctx context.Context, url string) (io.ReadCloser, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return nil, err
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return nil, err
+	}
+	if resp.StatusCode != http.StatusOK {
+		return nil, errors.Join(fmt.Errorf("%s: %s", url, resp.Status), resp.Body.Close())
+	}
+	return resp.Body, nil
 }
 
 func runLock(c *cli.Context) (err error) {

@@ -9,7 +9,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
@@ -39,7 +38,8 @@ type Lock struct {
 	// may have another version, as may what they then need. nil: these packages and no others.
 	Free []string
 	Pin  bool // Free is obeyed, even if it is empty
-	// Fetch opens a package that the cache lacks; nil, or an error, leaves its URL.
+	// Fetch opens a package that the cache lacks; nil, or an error, leaves URLs that
+	// are files.
 	Fetch func(ctx context.Context, p Locked) (io.ReadCloser, error)
 }
 
@@ -132,7 +132,7 @@ func (r *run) obtain(ctx context.Context) error {
 
 func (r *run) obtainOne(ctx context.Context, p Locked) (err error) {
 	var tried []error
-	for _, open := range []func(context.Context, Locked) (io.ReadCloser, error){r.Lock.Fetch, download} {
+	for _, open := range []func(context.Context, Locked) (io.ReadCloser, error){r.Lock.Fetch, openFile} {
 		if open == nil {
 			continue
 		}
@@ -148,26 +148,14 @@ func (r *run) obtainOne(ctx context.Context, p Locked) (err error) {
 	return fmt.Errorf("%s: %w", p.Name, errors.Join(tried...))
 }
 
-// download opens the package at its URL.
-func download(ctx context.Context, p Locked) (io.ReadCloser, error) {
+// openFile opens the package where its URL is a file of this machine.
+func openFile(_ context.Context, p Locked) (io.ReadCloser, error) {
 	for _, scheme := range []string{"file:", "copy:"} {
 		if path, ok := strings.CutPrefix(p.URL, scheme); ok {
 			return os.Open(filepath.Clean("/" + strings.TrimLeft(path, "/")))
 		}
 	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, p.URL, nil)
-	if err != nil {
-		return nil, err
-	}
-	resp, err := http.DefaultClient.Do(req)
-	if err != nil {
-		return nil, err
-	}
-	if resp.StatusCode != http.StatusOK {
-		resp.Body.Close()
-		return nil, fmt.Errorf("%s: %s", p.URL, resp.Status)
-	}
-	return resp.Body, nil
+	return nil, fmt.Errorf("%s is no file", p.URL)
 }
 
 func (p Locked) uri() uri {
