@@ -18,6 +18,7 @@ import (
 	"github.com/imgpipe/imgpipe/cmd/internal/ui"
 	"github.com/imgpipe/imgpipe/pkg/diskimage"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/build"
+	"github.com/imgpipe/imgpipe/pkg/diskimage/lock"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/recipe"
 	"github.com/imgpipe/imgpipe/pkg/oci"
 	"github.com/imgpipe/imgpipe/pkg/oci/sign/signer"
@@ -44,9 +45,11 @@ with imgpush as /init, and both in one EFI program (docs/environment.md).
   imgbuild build recipes/debian-server.yaml --raw disk.raw
   imgbuild build recipes/environment.yaml -o oci:images:environment
   imgbuild build recipes/debian-server.yaml --sbom --provenance --key ci.key
-  imgbuild build recipe.yaml --secure-boot-key db.key --secure-boot-cert db.crt`,
+  imgbuild build recipe.yaml --secure-boot-key db.key --secure-boot-cert db.crt
+  imgbuild build recipe.yaml --secure-boot-key awskms:///alias/db \
+    --secure-boot-cert db.crt`,
 		Flags: append([]cli.Flag{
-			setFlag,
+			setFlag, verifyFlag,
 			&cli.StringFlag{Name: "output", Aliases: []string{"o"}, Usage: "where the image goes: `oci:DIR[:TAG]`", DefaultText: "oci:images:NAME-RELEASE"},
 			&cli.StringFlag{Name: "raw", Usage: "also write the raw disk to `FILE`, sparsely"},
 			&cli.BoolFlag{Name: "refresh", Usage: "ask the mirrors again even if the cache has the packages"},
@@ -54,11 +57,12 @@ with imgpush as /init, and both in one EFI program (docs/environment.md).
 			&cli.StringSliceFlag{Name: "cache-from", Usage: "also look in the cache at `REF`, a repository or oci:DIR"},
 			&cli.StringFlag{Name: "cache-to", Usage: "give what this build used to the cache at `REF`"},
 			&cli.StringFlag{Name: "cache-size", Usage: "prune the cache to `SIZE` afterwards", Value: "20GiB", EnvVars: []string{"IMGPIPE_CACHE_SIZE"}},
+			&cli.BoolFlag{Name: "locked", Usage: "take in what the lock beside the recipe names, and nothing else"},
 			&cli.BoolFlag{Name: "explain", Usage: "say of each step why it differs from the last build"},
 			&cli.StringFlag{Name: "scratch", Usage: "`DIR` for the package manager's root", DefaultText: "memory where there is enough"},
 			&cli.IntFlag{Name: "workers", Usage: "compress with `N` workers; the result is the same", DefaultText: "one a processor"},
 			&cli.StringFlag{Name: "level", Usage: "compression `LEVEL`: fastest, default, better, best", Value: oci.DefaultLevel.String()},
-		}, slices.Concat(secureBootFlags, evidenceFlags, refs.Flags())...),
+		}, slices.Concat(stepFlags, secureBootFlags, evidenceFlags, refs.Flags())...),
 		Action: runBuild,
 	}
 }
@@ -104,7 +108,7 @@ func runBuild(c *cli.Context) (err error) {
 			return err
 		}
 	}
-	efiSigner, err := secureBoot(c)
+	efiSigner, err := secureBoot(c, r)
 	if err != nil {
 		return err
 	}
@@ -133,13 +137,16 @@ func runBuild(c *cli.Context) (err error) {
 	}
 
 	if r.Kind == recipe.KindEnvironment {
-		return buildEnvironment(c, r, dir, ref, out, cache, key, begun)
+		return buildEnvironment(c, r, dir, ref, out, cache, efiSigner, key, begun)
 	}
 	steps := &buildSteps{talk: talk}
 	options := build.Options{
 		CacheDir: cache, WorkDir: c.String("scratch"), Refresh: c.Bool("refresh"),
 		Env: proxies(), Progress: steps.event, Now: time.Now, Evidence: wantsEvidence(c),
-		SecureBoot: efiSigner,
+		SecureBoot: efiSigner, Bases: bases(c),
+	}
+	if err := stepOptions(c, &options); err != nil {
+		return err
 	}
 	memory, err := remember(c, cache, r)
 	if err != nil {
@@ -147,18 +154,25 @@ func runBuild(c *cli.Context) (err error) {
 	}
 	defer func() { err = errors.Join(err, memory.close()) }()
 	options.Program, options.Fetch = memory.program, memory.fetch
+	if c.Bool("locked") {
+		l, err := openLock(c, memory.opener)
+		if err != nil {
+			return err
+		}
+		options.Locked, options.FetchPackage, memory.lock = l.file, l.fetch, l.file.Digest()
+	}
 	if same, err := memory.same(options, dir, ref); err != nil {
-		return recipeError(err)
+		return recipeError(baseError(err))
 	} else if same != nil {
 		return same.finish(c, out, begun)
 	}
 	image, err := build.Build(c.Context, r, options)
 	if err != nil {
-		return recipeError(err)
+		return recipeError(baseError(err))
 	}
 	defer func() { err = errors.Join(err, image.Close()) }()
 
-	packed, err := pack(c, talk, dir, ref, r, image, level)
+	packed, err := pack(c, talk, dir, ref, r, image, level, options.Locked)
 	if err != nil {
 		return err
 	}
@@ -196,6 +210,11 @@ type built struct {
 func (b built) finish(c *cli.Context, out string, begun time.Time) (err error) {
 	a, talk := b.artifact, ui.From(c)
 	defer func() { err = errors.Join(err, a.Close()) }()
+	if c.Bool(verifyFlag.Name) {
+		if err := verifyBuild(c, a); err != nil {
+			return err
+		}
+	}
 	if path := c.String("raw"); path != "" {
 		if err := exportRaw(c, talk, a, path); err != nil {
 			return err
@@ -228,7 +247,7 @@ func outputRef(c *cli.Context, out string) (oci.Ref, error) {
 }
 
 // pack stores the image in dir, where nothing names it yet.
-func pack(c *cli.Context, talk *ui.Talk, dir *oci.Dir, ref oci.Ref, r *recipe.Recipe, image *build.Image, level zstd.EncoderLevel) (*oci.Packed, error) {
+func pack(c *cli.Context, talk *ui.Talk, dir *oci.Dir, ref oci.Ref, r *recipe.Recipe, image *build.Image, level zstd.EncoderLevel, locked *lock.File) (*oci.Packed, error) {
 	previous := previousArtifact(c, dir, ref, r.Name)
 	if previous != nil {
 		defer previous.Close()
@@ -237,7 +256,12 @@ func pack(c *cli.Context, talk *ui.Talk, dir *oci.Dir, ref oci.Ref, r *recipe.Re
 		}
 	}
 	step := talk.Step("pack").Counts("packed")
-	packed, err := oci.Pack(c.Context, image.Disk, artifactConfig(r, image), dir, oci.PackOptions{
+	config := artifactConfig(r, image)
+	if locked != nil {
+		digest := locked.Digest()
+		config.Lock = &digest
+	}
+	packed, err := oci.Pack(c.Context, image.Disk, config, dir, oci.PackOptions{
 		Level: level, Workers: c.Int("workers"), Progress: step.Set, Previous: previous,
 	})
 	if err == nil && packed.Reused > 0 {

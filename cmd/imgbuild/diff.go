@@ -35,12 +35,16 @@ The exit code is 0 whether or not they differ.`,
 			if c.NArg() != 2 {
 				return ui.Usagef(c, "diff needs two REFs, and has %d", c.NArg())
 			}
-			a, err := refs.Artifact(c, c.Args().Get(0))
+			way, err := refs.ReadWay(c, c.Args().Slice()...)
+			if err != nil {
+				return err
+			}
+			a, err := way.Artifact(c, c.Args().Get(0))
 			if err != nil {
 				return err
 			}
 			defer a.Close()
-			b, err := refs.Artifact(c, c.Args().Get(1))
+			b, err := way.Artifact(c, c.Args().Get(1))
 			if err != nil {
 				return err
 			}

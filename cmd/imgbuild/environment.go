@@ -15,6 +15,7 @@ import (
 	"github.com/imgpipe/imgpipe/cmd/internal/refs"
 	"github.com/imgpipe/imgpipe/cmd/internal/ui"
 	"github.com/imgpipe/imgpipe/pkg/diskimage"
+	"github.com/imgpipe/imgpipe/pkg/diskimage/boot/authenticode"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/build"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/recipe"
 	"github.com/imgpipe/imgpipe/pkg/oci"
@@ -35,7 +36,7 @@ type environmentResult struct {
 
 // environmentOptions says what of build's flags an environment has no use for.
 func environmentOptions(c *cli.Context) error {
-	for _, name := range []string{"raw", "sbom", "sbom-files", "provenance"} {
+	for _, name := range []string{"raw", "level", "workers", "sbom", "sbom-files", "provenance"} {
 		if c.IsSet(name) {
 			return ui.Usagef(c, "--%s is for disk images; this recipe makes an environment", name)
 		}
@@ -44,7 +45,7 @@ func environmentOptions(c *cli.Context) error {
 }
 
 // buildEnvironment builds r, of kind Environment, into dir.
-func buildEnvironment(c *cli.Context, r *recipe.Recipe, dir *oci.Dir, ref oci.Ref, out, cache string, key *signer.Signer, begun time.Time) error {
+func buildEnvironment(c *cli.Context, r *recipe.Recipe, dir *oci.Dir, ref oci.Ref, out, cache string, efi *authenticode.Signer, key *signer.Signer, begun time.Time) error {
 	agent, err := agentProgram(r)
 	if err != nil {
 		return err
@@ -52,7 +53,7 @@ func buildEnvironment(c *cli.Context, r *recipe.Recipe, dir *oci.Dir, ref oci.Re
 	talk := ui.From(c)
 	e, err := build.BuildEnvironment(c.Context, r, agent, build.Options{
 		CacheDir: cache, WorkDir: c.String("scratch"), Refresh: c.Bool("refresh"),
-		Env: proxies(), Progress: (&buildSteps{talk: talk}).event, Now: time.Now, PolicyFiles: policyFiles,
+		Env: proxies(), Progress: (&buildSteps{talk: talk}).event, Now: time.Now, PolicyFiles: policyFiles, SecureBoot: efi,
 	})
 	if err != nil {
 		return recipeError(err)
@@ -64,9 +65,11 @@ func buildEnvironment(c *cli.Context, r *recipe.Recipe, dir *oci.Dir, ref oci.Re
 func publishEnvironment(c *cli.Context, r *recipe.Recipe, e *build.Environment, dir *oci.Dir, ref oci.Ref, out string, key *signer.Signer, begun time.Time) error {
 	talk := ui.From(c)
 	step := talk.Step("pack")
-	desc, err := oci.PackEnvironment(c.Context, map[string]diskimage.Disk{
-		oci.KernelTitle: e.Kernel, oci.InitramfsTitle: diskimage.Bytes(e.Initramfs), oci.UKITitle: e.UKI,
-	}, storedEnvironment(r, e), dir)
+	contents := map[string]diskimage.Disk{oci.KernelTitle: e.Kernel, oci.InitramfsTitle: diskimage.Bytes(e.Initramfs), oci.UKITitle: e.UKI}
+	if e.Local != nil {
+		contents[oci.LocalTitle] = diskimage.Bytes(e.Local)
+	}
+	desc, err := oci.PackEnvironment(c.Context, contents, storedEnvironment(r, e), dir)
 	took := step.End(err)
 	if err != nil {
 		return err
@@ -97,8 +100,8 @@ func publishEnvironment(c *cli.Context, r *recipe.Recipe, e *build.Environment, 
 func (r environmentResult) write(w io.Writer) error {
 	fmt.Fprintf(w, "%s@%s\nkernel %s and initramfs %s, together %s; UKI %s", r.Reference, r.Digest,
 		ui.Bytes(r.Files[0].Size), ui.Bytes(r.Files[1].Size), ui.Bytes(r.BootSize), ui.Bytes(r.Files[2].Size))
-	if r.EnvironmentRecord.Signed {
-		fmt.Fprint(w, ", signed for Secure Boot")
+	if r.SecureBoot != "" {
+		fmt.Fprintf(w, ", signed for Secure Boot by the certificate %s", r.SecureBoot)
 	}
 	fmt.Fprintf(w, "\nkernel %s, %d modules, agent %s, %s in memory; built in %s\n", r.Kernel, len(r.Modules),
 		ui.Bytes(r.AgentSize), ui.Bytes(r.Unpacked), ui.Duration(time.Duration(r.Seconds*float64(time.Second))))
@@ -113,7 +116,7 @@ func storedEnvironment(r *recipe.Recipe, e *build.Environment) oci.EnvironmentCo
 	digest := diskimage.DigestOf(r.Canonical())
 	cfg := oci.EnvironmentConfig{
 		OS: "linux", Architecture: r.Arch, Name: r.Name, Version: r.Release, Epoch: r.Epoch, Kernel: e.Record.Kernel, Cmdline: r.Cmdline,
-		SecureBoot: e.Record.Signed, Agent: e.Record.Agent, Recipe: &digest, Modules: e.Record.Modules,
+		SecureBoot: e.Record.SecureBoot != "", Agent: e.Record.Agent, Recipe: &digest, Modules: e.Record.Modules,
 	}
 	for _, s := range e.Record.Sources {
 		cfg.Archives = append(cfg.Archives, oci.Archive{Suite: s.Suite(), Digest: s.Digest})
@@ -199,7 +202,7 @@ func (in *environmentInspection) write(out io.Writer, packages bool) error {
 	row("epoch", "%s", c.Epoch.Format(time.RFC3339))
 	row("kernel", "%s", c.Kernel)
 	row("cmdline", "%s", c.Cmdline)
-	row("Secure Boot", "%s", map[bool]string{true: "the UKI is signed", false: "not signed"}[c.SecureBoot])
+	row("Secure Boot", "%s", map[bool]string{true: "UKI and local.efi are signed", false: "not signed"}[c.SecureBoot])
 	row("agent", "%s", c.Agent)
 	row("modules", "%d: %s", len(c.Modules), strings.Join(c.Modules, " "))
 	for _, a := range c.Archives {
@@ -221,7 +224,7 @@ func (in *environmentInspection) write(out io.Writer, packages bool) error {
 func exportEnvironment(c *cli.Context, e *oci.Environment, dir string) error {
 	for _, name := range []string{"format", "compress"} {
 		if c.IsSet(name) {
-			return ui.Usagef(c, "--%s is for disk images; an environment is three files, put into a folder", name)
+			return ui.Usagef(c, "--%s is for disk images; an environment is a few files, put into a folder", name)
 		}
 	}
 	if err := os.MkdirAll(dir, 0o755); err != nil {

@@ -32,16 +32,19 @@ new one is complete. FILE may be - for stdout, of raw, vmdk and vhd.
   vmdk          VMware, VirtualBox, OVF, AWS: streamOptimized, compressed, to be imported
   vhd           Azure: fixed
   vhd-dynamic   Hyper-V, VirtualBox: only what is not zeros
+  sysupdate     a folder FILE with an update for slots: root, UKI and SHA256SUMS
 
   imgbuild export oci:images:debian-server disk.raw
   imgbuild export oci:images:debian-server disk.qcow2 --format qcow2 --compress zstd
   imgbuild export oci:images:debian-server - --format vmdk | ssh vmhost 'cat >disk.vmdk'
+  imgbuild export oci:images:edge updates --format sysupdate
 
-Of an environment FILE is a folder, which gets vmlinuz, initramfs.zst and environment.efi.
+Of an environment FILE is a folder, which gets vmlinuz, initramfs.zst, environment.efi,
+and local.efi if that is signed.
 
 Without imgbuild, any OCI client and zstd make the raw disk: see docs/format.md.`,
 		Flags: append([]cli.Flag{
-			&cli.StringFlag{Name: "format", Usage: "`FORMAT` of the file: raw, qcow2, vmdk, vhd, vhd-dynamic", Value: string(virtdisk.Raw)},
+			&cli.StringFlag{Name: "format", Usage: "`FORMAT` of the file: raw, qcow2, vmdk, vhd, vhd-dynamic, sysupdate", Value: string(virtdisk.Raw)},
 			&cli.StringFlag{Name: "compress", Usage: "compress the clusters of a qcow2 with `NAME`: zlib, zstd (QEMU 5.1 and later)"},
 			&cli.IntFlag{Name: "workers", Usage: "work on `N` processors; the result is the same", DefaultText: "all"},
 			refs.PlatformFlag,
@@ -57,8 +60,10 @@ func runExport(c *cli.Context) error {
 	path := c.Args().Get(1)
 	format, compression := virtdisk.Format(c.String("format")), virtdisk.Compression(c.String("compress"))
 	switch stdout := path == "-"; {
-	case !slices.Contains(virtdisk.Formats, format):
-		return ui.Usagef(c, "--format %s: want raw, qcow2, vmdk, vhd or vhd-dynamic", format)
+	case stdout && format == sysupdate:
+		return ui.Usagef(c, "--format sysupdate writes a folder: name one")
+	case !slices.Contains(virtdisk.Formats, format) && format != sysupdate:
+		return ui.Usagef(c, "--format %s: want raw, qcow2, vmdk, vhd, vhd-dynamic or sysupdate", format)
 	case compression != virtdisk.Plain && format != virtdisk.QCOW2:
 		return ui.Usagef(c, "--compress is for --format qcow2")
 	case compression != virtdisk.Plain && compression != virtdisk.Zlib && compression != virtdisk.Zstd:
@@ -92,6 +97,8 @@ func runExport(c *cli.Context) error {
 	switch {
 	case path == "-":
 		return exportStream(c, talk, a, format, options)
+	case format == sysupdate:
+		err = exportUpdate(c, talk, a, path)
 	case format == virtdisk.Raw:
 		err = exportRaw(c, talk, a, path)
 	default:

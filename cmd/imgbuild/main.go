@@ -26,7 +26,8 @@ give the same image, bit for bit.
 'imgpush write' then puts the image onto a disk.`,
 		Commands: []*cli.Command{
 			buildCommand(), validateCommand(), showCommand(), schemaCommand(),
-			inspectCommand(), diffCommand(), importCommand(), exportCommand(), bootCommand(), testCommand(), gcCommand(), cacheCommand(),
+			inspectCommand(), lsCommand(), catCommand(), treeCommand(), sizeCommand(), diffCommand(), importCommand(), exportCommand(), bootCommand(), testCommand(),
+			gcCommand(), cacheCommand(), lockCommand(), doctorCommand(),
 			signCommand(), attestCommand(), keygenCommand(),
 		},
 	}

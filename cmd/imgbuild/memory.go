@@ -29,7 +29,8 @@ type memory struct {
 	dir     string
 	recipe  *recipe.Recipe
 	program string // what runs: other bytes may make other images
-	limit   int64  // bytes of the cache
+	lock    diskimage.Digest
+	limit   int64 // bytes of the cache
 
 	opener *refs.Opener
 	from   []source
@@ -131,6 +132,7 @@ func (m *memory) fetch(ctx context.Context, entry string) {
 func (m *memory) wholeKey(keys []build.StepKey) diskimage.Digest {
 	return build.Key(keys[len(keys)-1].Key, "pack",
 		build.StepInput{Name: "recipe", Digest: diskimage.DigestOf(m.recipe.Canonical())},
+		build.StepInput{Name: "lock", Digest: m.lock},
 		build.StepInput{Name: "level " + m.c.String("level")},
 		build.StepInput{Name: "imgbuild " + m.program})
 }

@@ -22,11 +22,12 @@ func testCommand() *cli.Command {
 		Name:      "test",
 		Usage:     "boot an image headless, check its console, exit",
 		ArgsUsage: "REF | --disk FILE",
-		Description: `Boots through UEFI firmware and watches the serial console for what the recipe's
-test section expects and rejects; the flags replace that section's entries. The
+		Description: `Boots through UEFI firmware, or a BIOS, and watches the serial console for what the
+recipe's test section expects and rejects; the flags replace that section's entries. The
 guest's network reaches nothing outside. On failure the console's tail is printed.
 
   imgbuild test oci:images:debian-server --junit results.xml
+  imgbuild test oci:images:hybrid --firmware bios
   imgbuild test --disk target.raw --expect "login:" --reject "Kernel panic"`,
 		Flags: append(vmFlags(),
 			&cli.StringSliceFlag{Name: "expect", Usage: "`TEXT` that must appear; may be repeated"},

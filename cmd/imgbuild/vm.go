@@ -1,10 +1,10 @@
 package main
 
 import (
-	"bytes"
 	"debug/pe"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -15,7 +15,7 @@ import (
 	"github.com/imgpipe/imgpipe/cmd/internal/refs"
 	"github.com/imgpipe/imgpipe/cmd/internal/ui"
 	"github.com/imgpipe/imgpipe/pkg/diskimage"
-	"github.com/imgpipe/imgpipe/pkg/diskimage/foreign"
+	"github.com/imgpipe/imgpipe/pkg/diskimage/foreign/fatfs"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/gpt"
 	"github.com/imgpipe/imgpipe/pkg/oci"
 )
@@ -25,6 +25,7 @@ func vmFlags() []cli.Flag {
 	return append([]cli.Flag{
 		&cli.StringFlag{Name: "disk", Usage: "boot the raw disk `FILE` instead of an image; the file is not changed"},
 		&cli.Int64Flag{Name: "sector-size", Usage: "logical sector of --disk in `BYTES`: 512 or 4096", Value: 512},
+		&cli.StringFlag{Name: "firmware", Usage: "boot by `NAME`: uefi or bios", DefaultText: "the image's; uefi for hybrid and --disk"},
 		&cli.StringFlag{Name: "accel", Usage: "`NAME`: kvm, tcg, or auto, which tries whether kvm really boots a guest", Value: "auto"},
 		&cli.IntFlag{Name: "memory", Usage: "memory of the guest in `MIB`", Value: 1024},
 		&cli.IntFlag{Name: "cpus", Usage: "`N` processors of the guest", Value: 2},
@@ -49,12 +50,14 @@ func newGuest(c *cli.Context, talk *ui.Talk, check func(*oci.Config) error) (*gu
 	switch accel := c.String("accel"); {
 	case accel != "kvm" && accel != "tcg" && accel != "auto":
 		return nil, ui.Usagef(c, "--accel %s: want kvm, tcg or auto", accel)
+	case c.IsSet("firmware") && c.String("firmware") != string(qemu.UEFI) && c.String("firmware") != string(qemu.BIOS):
+		return nil, ui.Usagef(c, "--firmware %s: want uefi or bios", c.String("firmware"))
 	case path == "" && c.NArg() != 1:
 		return nil, ui.Usagef(c, "%s needs one REF, or --disk FILE", c.Command.Name)
 	case path != "" && c.NArg() != 0:
 		return nil, ui.Usagef(c, "%s takes a REF or --disk FILE, not both", c.Command.Name)
 	}
-	arch := "amd64"
+	arch, firmware := "amd64", qemu.Firmware(c.String("firmware"))
 	sector := c.Int64("sector-size")
 	if path != "" {
 		if err := check(nil); err != nil {
@@ -73,6 +76,9 @@ func newGuest(c *cli.Context, talk *ui.Talk, check func(*oci.Config) error) (*gu
 		defer a.Close()
 		cfg := a.Config()
 		arch, sector = cfg.Architecture, cfg.Disk.SectorSize
+		if firmware, err = imageFirmware(c, &cfg); err != nil {
+			return nil, err
+		}
 		if err := check(&cfg); err != nil {
 			return nil, err
 		}
@@ -92,7 +98,7 @@ func newGuest(c *cli.Context, talk *ui.Talk, check func(*oci.Config) error) (*gu
 		g.close()
 		return nil, err
 	}
-	g.Machine = qemu.Machine{Host: host, Disk: path, Snapshot: true, SectorSize: sector,
+	g.Machine = qemu.Machine{Host: host, Firmware: firmware, Disk: path, Snapshot: true, SectorSize: sector,
 		MemoryMiB: c.Int("memory"), CPUs: c.Int("cpus"), Accel: c.String("accel")}
 	if g.Accel == "auto" {
 		g.Accel, g.why = probe(c, host, path, sector)
@@ -101,6 +107,24 @@ func newGuest(c *cli.Context, talk *ui.Talk, check func(*oci.Config) error) (*gu
 		talk.Sayf("emulating the processor, which is slow: %v", g.why)
 	}
 	return g, nil
+}
+
+// imageFirmware is what the image starts by: --firmware, where the image can, else
+// what it says of itself.
+func imageFirmware(c *cli.Context, cfg *oci.Config) (qemu.Firmware, error) {
+	has := "uefi"
+	if cfg.Boot != nil && cfg.Boot.Firmware != "" {
+		has = cfg.Boot.Firmware
+	}
+	switch want := c.String("firmware"); {
+	case want != "" && cfg.Boot != nil && has != "hybrid" && want != has: // what says nothing may be tried
+		return "", ui.Usagef(c, "--firmware %s: the image boots by %s alone", want, has)
+	case want != "":
+		return qemu.Firmware(want), nil
+	case has == "bios":
+		return qemu.BIOS, nil
+	}
+	return qemu.UEFI, nil
 }
 
 // exportScratch writes a disk that need not outlive the command.
@@ -134,7 +158,7 @@ func probe(c *cli.Context, host qemu.Host, path string, sector int64) (string, e
 	return qemu.Probe(c.Context, host, f.Name())
 }
 
-// kernelOf takes the Linux kernel out of the UKI on a disk's ESP.
+// kernelOf takes the Linux kernel out of a UKI on a disk's ESP.
 func kernelOf(path string, sector int64) ([]byte, error) {
 	f, err := os.Open(path)
 	if err != nil {
@@ -153,23 +177,32 @@ func kernelOf(path string, sector int64) ([]byte, error) {
 	if esp == nil {
 		return nil, errors.New("the disk has no EFI system partition")
 	}
-	if esp.Filesystem.Type, err = foreign.FATType(f, esp.Extent.Off); err != nil {
-		return nil, err
-	}
-	disk := diskimage.Section(f, 0, info.Size())
-	uki, err := foreign.ReadFile(disk, *esp, "/EFI/BOOT/BOOTX64.EFI", 512<<20)
+	files, err := fatfs.Open(io.NewSectionReader(f, esp.Extent.Off, esp.Extent.Len))
 	if err != nil {
 		return nil, err
 	}
-	image, err := pe.NewFile(bytes.NewReader(uki))
+	t, err := files.Tree()
 	if err != nil {
 		return nil, err
 	}
-	s := image.Section(".linux")
-	if s == nil {
-		return nil, errors.New("BOOTX64.EFI is not a unified kernel image")
+	names := []string{"/EFI/BOOT/BOOTX64.EFI"}
+	for _, name := range t.Children("/EFI/Linux") {
+		names = append(names, "/EFI/Linux/"+name)
 	}
-	return s.Data()
+	for _, name := range names {
+		n := t.Get(name)
+		if n == nil || n.Data == nil {
+			continue
+		}
+		image, err := pe.NewFile(io.NewSectionReader(n.Data, 0, n.Data.Size()))
+		if err != nil {
+			continue
+		}
+		if s := image.Section(".linux"); s != nil && s.Size <= 512<<20 {
+			return s.Data()
+		}
+	}
+	return nil, fmt.Errorf("no unified kernel image: looked at %s", strings.Join(names, ", "))
 }
 
 func bootCommand() *cli.Command {
@@ -177,11 +210,13 @@ func bootCommand() *cli.Command {
 		Name:      "boot",
 		Usage:     "run an image in QEMU, its console on this terminal",
 		ArgsUsage: "REF | --disk FILE",
-		Description: `Boots through UEFI firmware on a scratch copy: the image is not changed, and what
-the machine writes is gone afterwards. Ctrl-A X leaves, Ctrl-A C opens QEMU's monitor.
+		Description: `Boots through UEFI firmware, or a BIOS, on a scratch copy: the image is not changed,
+and what the machine writes is gone afterwards. Ctrl-A X leaves, Ctrl-A C opens QEMU's
+monitor.
 
   imgbuild boot oci:images:debian-server
   imgbuild boot oci:images:debian-server --forward tcp:127.0.0.1:2222-:22
+  imgbuild boot oci:images:hybrid --firmware bios
   imgbuild boot --disk target.raw`,
 		Flags: append(vmFlags(),
 			&cli.StringSliceFlag{Name: "forward", Usage: "forward a port to the guest: `RULE` is PROTO:HOST:PORT-:GUESTPORT; may be repeated"}),

@@ -114,12 +114,17 @@ func bootCode(text string) []byte {
 // volume is a FAT with a program where firmware looks for one, behind data.
 func volume(t testing.TB, size int64, text string, end []byte) []byte {
 	t.Helper()
+	return volumeOf(t, size, text, efiProgram(text, end))
+}
+
+func volumeOf(t testing.TB, size int64, text string, program []byte) []byte {
+	t.Helper()
 	at := time.Date(2026, 11, 1, 0, 0, 0, 0, time.UTC)
 	tr := tree.New()
 	for _, f := range []struct {
 		path string
 		data []byte
-	}{{"/data", bytes.Repeat([]byte(text), mib/len(text))}, {"/EFI/BOOT/BOOTX64.EFI", efiProgram(text, end)}} {
+	}{{"/data", bytes.Repeat([]byte(text), mib/len(text))}, {"/EFI/BOOT/BOOTX64.EFI", program}} {
 		if err := tr.Put(f.path, &tree.Inode{Data: diskimage.Bytes(f.data), MTime: at}); err != nil {
 			t.Fatal(err)
 		}
@@ -139,6 +144,11 @@ func volume(t testing.TB, size int64, text string, end []byte) []byte {
 // and boot code in its protective MBR.
 func bootDisk(t testing.TB, size int64, identity, text string, end []byte) ([]byte, *diskimage.Table) {
 	t.Helper()
+	return bootDiskOf(t, size, identity, text, efiProgram(text, end))
+}
+
+func bootDiskOf(t testing.TB, size int64, identity, text string, program []byte) ([]byte, *diskimage.Table) {
+	t.Helper()
 	table := &diskimage.Table{DiskGUID: diskimage.DeriveGUID("firmware", identity), DiskSize: size, SectorSize: 512,
 		Partitions: []diskimage.Partition{{Name: "esp", Type: diskimage.TypeESP, Role: diskimage.RoleESP,
 			GUID: diskimage.DeriveGUID("firmware", identity, "esp"), Extent: diskimage.Extent{Off: mib, Len: 4 * mib}}}}
@@ -149,7 +159,7 @@ func bootDisk(t testing.TB, size int64, identity, text string, end []byte) ([]by
 	b := make([]byte, size)
 	copy(b, primary)
 	copy(b, bootCode(text))
-	copy(b[mib:], volume(t, 4*mib, text, end))
+	copy(b[mib:], volumeOf(t, 4*mib, text, program))
 	copy(b[size-int64(len(backup)):], backup)
 	return b, table
 }

@@ -37,23 +37,14 @@ type blobs struct {
 }
 
 // openBlobs opens STATE/cache.
-func openBlobs(c *cli.Context, now *site.Site, src *source, log *slog.Logger) (*blobs, error) {
-	for _, m := range now.Cache.Mirrors {
-		if err := c.Set("mirror", m); err != nil {
-			return nil, err
-		}
-	}
-	opener, err := refs.New(c)
-	if err != nil {
-		return nil, err
-	}
-	b := &blobs{src: src, opener: opener, repos: map[string]oci.Repository{}}
+func openBlobs(now *site.Site, src *source, log *slog.Logger) (_ *blobs, err error) {
+	b := &blobs{src: src, opener: src.way.Opener(), repos: map[string]oci.Repository{}}
 	b.Cache, err = cache.Open(cache.Options{
 		Dir: filepath.Join(now.State, "cache"), MaxBytes: int64(now.Cache.Size), Upstream: b.upstream, Allow: b.allow,
 		Notify: func(err error) { log.Warn("cache", "error", err) },
 	})
 	if err != nil {
-		return nil, errors.Join(ui.Fail(ui.ExitTarget, err, ""), opener.Close())
+		return nil, errors.Join(ui.Fail(ui.ExitTarget, err, ""), b.opener.Close())
 	}
 	return b, nil
 }

@@ -12,7 +12,8 @@ import (
 	"github.com/imgpipe/imgpipe/pkg/diskimage"
 )
 
-// entries makes the firmware's boot entry for a disk that was committed. Nothing
+// entries makes the firmware's boot entry for a disk that was committed; im is nil
+// where that was before. Nothing
 // of it keeps a disk from booting: what does not work is a warning.
 func entries(disk deliver.Target, table *diskimage.Table, im *install.Image, order wire.BootOrder) (warnings []string) {
 	warn := func(err error) { warnings = append(warnings, err.Error()) }
@@ -38,9 +39,13 @@ func entries(disk deliver.Target, table *diskimage.Table, im *install.Image, ord
 		}
 	}
 	sector := disk.SectorSize()
+	label := ""
+	if im != nil {
+		label = im.Name
+	}
 	plan, err := efi.NewPlan(state, efi.Wish{
 		Disk:   efi.Partition{GUID: esp.GUID, Number: uint32(number), Start: uint64(esp.Extent.Off / sector), Size: uint64(esp.Extent.Len / sector)},
-		Policy: efi.Policy(order), Label: im.Name, Others: otherESPs(esp.GUID),
+		Policy: efi.Policy(order), Label: label, Others: otherESPs(esp.GUID),
 	})
 	if err != nil {
 		warn(err)

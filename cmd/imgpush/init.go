@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"math/rand/v2"
 	"net"
@@ -20,22 +21,27 @@ import (
 	"github.com/imgpipe/imgpipe/pkg/deliver/agent/clock"
 	"github.com/imgpipe/imgpipe/pkg/deliver/agent/hw"
 	"github.com/imgpipe/imgpipe/pkg/deliver/agent/install"
+	"github.com/imgpipe/imgpipe/pkg/deliver/agent/kexec"
 	"github.com/imgpipe/imgpipe/pkg/deliver/agent/machine"
 	agentnet "github.com/imgpipe/imgpipe/pkg/deliver/agent/network"
 	"github.com/imgpipe/imgpipe/pkg/deliver/agent/rescue"
 	"github.com/imgpipe/imgpipe/pkg/deliver/agent/system"
 	"github.com/imgpipe/imgpipe/pkg/deliver/blockdev"
+	"github.com/imgpipe/imgpipe/pkg/deliver/netboot/identity"
 	"github.com/imgpipe/imgpipe/pkg/deliver/netboot/wire"
+	"github.com/imgpipe/imgpipe/pkg/diskimage"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/environment"
 )
 
 // pid1 is the agent as the first process of a machine.
 type pid1 struct {
-	console *system.Console
-	env     *environment.Config
-	cmdline string
-	net     *agentnet.Network
-	contact atomic.Int64 // uptime in nanoseconds when the server answered last
+	console  *system.Console
+	env      *environment.Config
+	cmdline  string
+	net      *agentnet.Network
+	watched  chan struct{} // closed once nobody pings the watchdog, and it is stopped
+	contact  atomic.Int64  // uptime in nanoseconds when the server answered last
+	answered atomic.Bool   // it did
 }
 
 // runInit is main for PID 1. It never returns: a kernel whose first process ends
@@ -102,8 +108,15 @@ func (p *pid1) end(e agent.Ending) {
 		p.say("switching off")
 		err = system.PowerOff()
 	case agent.Kexec:
-		p.say("warning: this agent does not start the image's kernel itself; restarting")
-		err = system.Restart()
+		p.say("starting the image's kernel")
+		select { // a watchdog that runs on would end it
+		case <-p.watched:
+		case <-time.After(2 * time.Second):
+		}
+		if err = system.Kexec(); err != nil {
+			p.say("warning: %v; restarting", err)
+			err = system.Restart()
+		}
 	default:
 		return
 	}
@@ -114,7 +127,11 @@ func (p *pid1) end(e agent.Ending) {
 func (p *pid1) run(ctx context.Context) (agent.Ending, error) {
 	p.say("imgpipe agent %s, process 1", agentVersion())
 	p.beside(func() { p.console.Kernel(ctx) })
-	p.beside(func() { system.Watchdog(ctx) })
+	p.watched = make(chan struct{})
+	p.beside(func() {
+		defer close(p.watched)
+		system.Watchdog(ctx)
+	})
 	if err := p.believe(); err != nil {
 		return "", err
 	}
@@ -129,12 +146,19 @@ func (p *pid1) run(ctx context.Context) (agent.Ending, error) {
 		p.say("%v", err)
 	}
 	p.clock(time.Time{}, time.Time{})
-	if p.net, err = agentnet.Up(ctx, config, p.say, agentnet.Options{}); err != nil {
+	options := agentnet.Options{UUID: p.uuid(), UEFI: machine.System{}.UEFI(), Reached: p.answered.Load}
+	if p.net, err = agentnet.Up(ctx, config, p.say, options); err != nil {
 		return "", fmt.Errorf("network: %w", err)
 	}
 	defer p.net.Close()
 	p.sntp(ctx)
 	return p.serve(ctx, config.BootMAC)
+}
+
+// uuid is the machine's, unless it is one that many machines have: to a DHCP server
+// they would be one.
+func (p *pid1) uuid() string {
+	return identity.UUID(machine.System{}.UUID())
 }
 
 // believe reads what the environment says of itself, once its files are found to
@@ -163,34 +187,47 @@ func (p *pid1) believe() error {
 	if p.env, err = environment.Parse(b); err != nil {
 		return err
 	}
-	p.say("environment %s %s, kernel %s, %d MB of memory", p.env.Name, p.env.Release, p.env.Kernel, machine.System{}.Memory("MemTotal")/1e6)
+	// Where memory is short, garbage is collected sooner: nothing else would give way.
+	debug.SetMemoryLimit(max(available()*3/4, 64<<20))
+	p.say("environment %s %s, kernel %s, %d MiB of memory, %d of them free", p.env.Name, p.env.Release, p.env.Kernel, machine.System{}.Memory("MemTotal")>>20, available()>>20)
 	if p.env.Jobs == environment.Insecure {
 		p.say("WARNING: this environment was built to take jobs from any server")
 	}
 	return nil
 }
 
-// hardware loads drivers until nothing asks for more.
+// driversTime is how long drivers are waited for: one whose device hangs is in
+// nobody's way for ever.
+const driversTime = 90 * time.Second
+
+// hardware loads drivers until nothing asks for more, and goes on beside: what is
+// plugged in later, or found late, is driven, too.
 func (p *pid1) hardware(ctx context.Context) {
 	m, err := hw.Open("/", p.env.Kernel)
 	if err != nil {
 		p.say("modules: %v", err)
 		return
 	}
-	n := m.Coldplug(ctx, p.say)
-	for _, name := range []string{"efivarfs", "af_packet", "8021q", "bonding"} {
-		if err := m.Load(name); err != nil && !errors.Is(err, hw.ErrNone) {
-			p.say("module %v", err)
+	quiet := make(chan int, 1)
+	p.beside(func() {
+		for _, name := range []string{"efivarfs", "af_packet", "8021q", "bonding"} {
+			if err := m.Load(name); err != nil && !errors.Is(err, hw.ErrNone) {
+				p.say("module %v", err)
+			}
 		}
-	}
-	system.MountVariables(p.say)
-	p.beside(func() { // what is plugged in later, or found late, is driven, too
+		quiet <- m.Coldplug(ctx, p.say)
 		for ctx.Err() == nil {
 			time.Sleep(2 * time.Second)
 			m.Coldplug(ctx, p.say)
 		}
 	})
-	p.say("%d modules loaded", n)
+	select {
+	case n := <-quiet:
+		p.say("%d modules loaded", n)
+	case <-time.After(driversTime):
+		p.say("warning: a driver has not come back after %v; going on without", driversTime)
+	}
+	system.MountVariables(p.say)
 }
 
 // clock sets the clock to the server's time, else SNTP's, else the machine's own,
@@ -198,12 +235,18 @@ func (p *pid1) hardware(ctx context.Context) {
 func (p *pid1) clock(sntp, server time.Time) {
 	now := time.Now()
 	t, why := clock.Choose(p.env.FloorTime(), now, sntp, server)
-	if t.Sub(now).Abs() <= 2*time.Second {
-		return
+	if t.Sub(now).Abs() > 2*time.Second {
+		p.say("clock: %s by %s, and was %s", t.UTC().Format(time.DateTime), why, now.UTC().Format(time.DateTime))
+		if err := clock.Set(t); err != nil {
+			p.say("clock: %v", err)
+		}
 	}
-	p.say("clock: %s by %s, and was %s", t.UTC().Format(time.DateTime), why, now.UTC().Format(time.DateTime))
-	if err := clock.Set(t); err != nil {
-		p.say("clock: %v", err)
+	if t.Equal(server) && p.env.Jobs != environment.Insecure { // the next system starts with it
+		if set, err := clock.KeepRTC(t); err != nil {
+			p.say("clock: %v", err)
+		} else if set {
+			p.say("clock: the machine's own is set, too")
+		}
 	}
 }
 
@@ -281,8 +324,11 @@ func (p *pid1) serve(ctx context.Context, booted string) (agent.Ending, error) {
 	p.contact.Store(int64(system.Uptime()))
 	p.beside(func() { p.lonely(ctx, cancel) })
 	a := &agent.Agent{
-		Server:    heard{client, &p.contact},
-		Installer: &install.Installer{Open: opener{client, t}.open, Architecture: runtime.GOARCH, Entries: entries, Memory: func() int64 { return machine.System{}.Memory("MemAvailable") }},
+		Server: heard{client, p},
+		Installer: &install.Installer{Open: opener{client, t}.open, Architecture: runtime.GOARCH, Entries: entries, Memory: available,
+			Kexec: func(disk io.ReaderAt, esp diskimage.Extent) error {
+				return kexec.Load(disk, esp, kexec.Options{Free: available()})
+			}},
 		Describe: func(ctx context.Context) (wire.Identity, wire.Inventory) {
 			return machine.System{}.Identity(booted), inventory(ctx)
 		},
@@ -294,11 +340,15 @@ func (p *pid1) serve(ctx context.Context, booted string) (agent.Ending, error) {
 		a.Rescue = p.rescue(ctx)
 	}
 	ending := a.Run(ctx)
+	p.say("memory: this program had %d MiB at most, %d are free", machine.System{}.Peak()>>20, available()>>20)
 	if ending == agent.Stopped && ctx.Err() != nil {
 		return agent.Restart, nil
 	}
 	return ending, nil
 }
+
+// available is how many bytes of memory may still be used.
+func available() int64 { return machine.System{}.Memory("MemAvailable") }
 
 // lonely ends the agent where no server answered for an hour or so: its network
 // card may be stuck, or the environment older than the server's CA.
@@ -316,10 +366,13 @@ func (p *pid1) lonely(ctx context.Context, end func()) {
 // heard notes when the server answers.
 type heard struct {
 	*call.Client
-	at *atomic.Int64
+	p *pid1
 }
 
-func (h heard) note() { h.at.Store(int64(system.Uptime())) }
+func (h heard) note() {
+	h.p.contact.Store(int64(system.Uptime()))
+	h.p.answered.Store(true)
+}
 
 func (h heard) Claim(ctx context.Context, m *wire.Claim) (*wire.Answer, error) {
 	a, err := h.Client.Claim(ctx, m)

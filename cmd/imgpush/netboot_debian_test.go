@@ -15,6 +15,7 @@ import (
 // server of the recipes with its own name and config, and calls home; a redeploy
 // of a second release is a reboot, and moves only what changed.
 func TestNetbootDebian(t *testing.T) {
+	soak(t)
 	f := netbootForge(t)
 	recipes := filepath.Join(f.dir, "recipes")
 	if err := os.CopyFS(recipes, os.DirFS("../../recipes")); err != nil {

@@ -134,41 +134,12 @@ func (f forge) large(t *testing.T, name string) {
 	b, _ := bootDisk(t, 64*mib, name, name+" boots", goBack)
 	random := rand.NewChaCha8([32]byte{1})
 	_, _ = random.Read(b[12*mib : 60*mib])
-	raw := filepath.Join(t.TempDir(), "disk.raw")
-	if err := os.WriteFile(raw, b, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	ref := "oci:" + f.store + "/" + name + ":1"
-	for _, args := range [][]string{
-		{f.imgbuild, "import", raw, "-o", ref, "--name", name, "--arch", "amd64", "--epoch", "2026-11-01"},
-		{f.imgbuild, "sign", ref, "--key", f.key + ".key"}} {
-		if out, err := f.run(args...); err != nil {
-			t.Fatalf("%v\n%s", err, out)
-		}
-	}
+	f.image(t, name+":1", "2026-11-01", b)
 }
 
 // TestNetbootInterruptions cuts a deployment in its middle: it goes on, and ends
 // with the image.
 func TestNetbootInterruptions(t *testing.T) {
-	begin := func(t *testing.T) (*netSite, *netlab.Machine) {
-		n := oneMachine(t, "small", "")
-		n.large(t, "large")
-		n.rewrite("/small:1", "/large:1")
-		n.order("deploy", "one")
-		m := n.Machine(netlab.Spec{Name: "one", Number: 1, Firmware: netlab.HTTP})
-		m.PowerOn()
-		m.Wait(bootTime, "imgpipe agent")
-		n.In("tc", "qdisc", "add", "dev", m.Tap(), "root", "tbf", "rate", "16mbit", "burst", "64kb", "latency", "400ms")
-		m.Wait(bootTime, "write: started")
-		n.state("writing")
-		for end := time.Now().Add(bootTime); n.fetched() < 8<<20; time.Sleep(200 * time.Millisecond) {
-			if time.Now().After(end) {
-				t.Fatal("nothing was fetched")
-			}
-		}
-		return n, m
-	}
 	end := func(t *testing.T, n *netSite, m *netlab.Machine, attempt int) {
 		t.Helper()
 		m.Wait(bootTime, "committed and acknowledged")
@@ -178,20 +149,20 @@ func TestNetbootInterruptions(t *testing.T) {
 		m.Wait(bootTime, "large boots")
 	}
 	t.Run("the server is killed", func(t *testing.T) {
-		n, m := begin(t)
+		n, m := slowly(t)
 		n.serve.Kill()
 		n.startServe()
 		end(t, n, m, 1)
 	})
 	t.Run("the machine's power is cut", func(t *testing.T) {
-		n, m := begin(t)
+		n, m := slowly(t)
 		m.PowerCut()
 		m.PowerOn()
 		m.Wait(bootTime, "imgpipe agent")
 		end(t, n, m, 2)
 	})
 	t.Run("the registry is down for a while", func(t *testing.T) {
-		n, m := begin(t)
+		n, m := slowly(t)
 		n.registry.Kill()
 		time.Sleep(5 * time.Second) // the wire runs dry
 		n.startRegistry()

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"os"
@@ -65,6 +66,14 @@ func netbootForge(t *testing.T) forge {
 	return forged.forge
 }
 
+// soak skips what `make test-netboot` leaves to `make soak`.
+func soak(t *testing.T) {
+	t.Helper()
+	if os.Getenv("IMGPIPE_SOAK") == "" {
+		t.Skip("IMGPIPE_SOAK is not set: make soak has it")
+	}
+}
+
 func makeForge(dir string) (f forge, err error) {
 	f = forge{dir: dir, store: filepath.Join(dir, "store"), key: filepath.Join(dir, "release"),
 		imgbuild: filepath.Join(dir, "imgbuild"), imgpush: filepath.Join(dir, "imgpush")}
@@ -83,25 +92,24 @@ func makeForge(dir string) (f forge, err error) {
 	if err := os.WriteFile(filepath.Join(dir, "site.yaml"), []byte("version: 1\nstate: state\nnetwork: {dhcp: {mode: off}}\nenvironment: {ref: x.example/y:1}\ntrust: {keys: [release.pub]}\n"), 0o600); err != nil {
 		return f, err
 	}
-	environment := func(name, jobs string) error {
-		text := fmt.Sprintf("extends: environment-vm.yaml\nname: %s\n%s", name, jobs)
-		path := filepath.Join(dir, name+".yaml")
-		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
-			return err
-		}
-		_, err := f.run(f.imgbuild, "build", path, "-o", "oci:"+f.store+"/"+name+":1", "--key", f.key+".key")
-		return err
-	}
 	if _, err := f.run(f.imgbuild, "keygen", f.key); err != nil {
 		return f, err
 	}
 	if _, err := f.run(f.imgpush, "serve", "--init", filepath.Join(dir, "site.yaml")); err != nil {
 		return f, err
 	}
-	if err := environment("environment", "jobs: authenticated\nrescue: true\ntrust: {keys: [release.pub]}\nserver: {ca: [state/ca.crt]}\n"); err != nil {
-		return f, err
+	return f, f.environment("environment")
+}
+
+// environment builds one, with further flags.
+func (f forge) environment(name string, flags ...string) error {
+	text := fmt.Sprintf("extends: environment-vm.yaml\nname: %s\njobs: authenticated\nrescue: true\ntrust: {keys: [release.pub]}\nserver: {ca: [state/ca.crt]}\n", name)
+	path := filepath.Join(f.dir, name+".yaml")
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		return err
 	}
-	return f, nil
+	_, err := f.run(append([]string{f.imgbuild, "build", path, "-o", "oci:" + f.store + "/" + name + ":1", "--key", f.key + ".key"}, flags...)...)
+	return err
 }
 
 // run runs one of the programs outside of any lab.
@@ -117,16 +125,22 @@ func (f forge) run(args ...string) (string, error) {
 
 // small makes a small image: an ESP with a program that says text on the serial
 // port and then hands over to the next boot entry.
-func (f forge) small(t *testing.T, name, text string, flags ...string) {
+func (f forge) small(t *testing.T, name, text string) {
 	t.Helper()
 	b, _ := bootDisk(t, 64*mib, name, text, goBack)
+	f.image(t, name+":1", "2026-11-01", b)
+}
+
+// image makes an image of a raw disk, and signs it.
+func (f forge) image(t *testing.T, name, epoch string, disk []byte) {
+	t.Helper()
 	raw := filepath.Join(t.TempDir(), "disk.raw")
-	if err := os.WriteFile(raw, b, 0o600); err != nil {
+	if err := os.WriteFile(raw, disk, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	ref := "oci:" + f.store + "/" + name + ":1"
-	args := append([]string{f.imgbuild, "import", raw, "-o", ref, "--name", name, "--arch", "amd64", "--epoch", "2026-11-01"}, flags...)
-	for _, args := range [][]string{args, {f.imgbuild, "sign", ref, "--key", f.key + ".key"}} {
+	title, _, _ := strings.Cut(name, ":")
+	ref := "oci:" + f.store + "/" + name
+	for _, args := range [][]string{{f.imgbuild, "import", raw, "-o", ref, "--name", title, "--arch", "amd64", "--epoch", epoch}, {f.imgbuild, "sign", ref, "--key", f.key + ".key"}} {
 		if out, err := f.run(args...); err != nil {
 			t.Fatalf("%v\n%s", err, out)
 		}
@@ -138,12 +152,14 @@ type netSite struct {
 	forge
 	t *testing.T
 	*netlab.Lab
-	root            string // of SITE.yaml
+	root            string       // of SITE.yaml
+	host            *netlab.Host // of imgpush serve and the registry
 	serve, registry *netlab.Process
 }
 
 type siteSpec struct {
-	dhcp     string // "proxy" starts dnsmasq beside; "server"
+	env      string // name of the environment; "": environment
+	dhcp     string // "": dnsmasq beside the proxy; "server"; "elsewhere": dnsmasq on another host; "relayed": both behind a router; "off": nobody answers
 	defaults string // YAML below defaults, indented by two
 	machines string // YAML below machines
 	extra    string // YAML at the top
@@ -165,28 +181,46 @@ func newNetSite(t *testing.T, s siteSpec) *netSite {
 			t.Fatal(err)
 		}
 	}
-	n.startRegistry()
-	dhcp := "mode: proxy"
-	if s.dhcp == "server" {
+	n.host = n.Host
+	dhcp, card := "mode: proxy", netlab.Bridge
+	switch s.dhcp {
+	case "server":
 		dhcp = "mode: server, ranges: [10.77.0.100-10.77.0.200]"
-	} else {
-		n.Start("dnsmasq", "dnsmasq", "--no-daemon", "--conf-file=/dev/null", "--port=0", "--interface="+netlab.Bridge, "--bind-interfaces",
-			"--dhcp-range=10.77.0.100,10.77.0.200,1h", "--dhcp-leasefile="+filepath.Join(n.root, "leases"), "--log-dhcp").Wait(time.Minute, "DHCP, IP range")
+	case "off":
+		dhcp = "mode: off"
+	case "elsewhere":
+		n.dnsmasq(n.Beside("10.77.0.2/24"), netlab.Uplink)
+	case "relayed":
+		host, near := n.Behind("10.78.1.1/24", "10.78.1.254/24")
+		other, far := n.Behind("10.78.2.1/24", "10.78.2.254/24")
+		n.host, card = host, netlab.Uplink
+		n.dnsmasq(other, netlab.Uplink)
+		n.Start("relay", "dhcrelay", "-4", "-d", "-a", "--no-pid", "-id", netlab.Bridge, "-iu", near, "-iu", far, "10.78.2.1", "10.78.1.1").Wait(time.Minute, "Sending on")
+	default:
+		n.dnsmasq(n.Host, netlab.Bridge)
 	}
+	n.startRegistry()
 	n.write(fmt.Sprintf(`version: 1
 state: state
 network:
   interfaces: [%s]
   dhcp: {%s}
-environment: {ref: %s/environment:1}
+environment: {ref: %s/%s:1}
 trust: {keys: [%s.pub]}
 admin: {socket: serve.sock}
 %sdefaults:
   disk: 'size>=1G'
 %smachines:
-%s`, netlab.Bridge, dhcp, registryAt, f.key, s.extra, s.defaults, s.machines))
+%s`, card, dhcp, registryAt, cmp.Or(s.env, "environment"), f.key, s.extra, s.defaults, s.machines))
 	n.startServe()
 	return n
+}
+
+// dnsmasq is a real DHCP server for the machines' network.
+func (n *netSite) dnsmasq(h *netlab.Host, card string) {
+	n.t.Helper()
+	h.Start("dnsmasq", "dnsmasq", "--no-daemon", "--conf-file=/dev/null", "--port=0", "--interface="+card, "--bind-interfaces",
+		"--dhcp-range=10.77.0.100,10.77.0.200,255.255.255.0,1h", "--dhcp-option=option:router,"+netlab.Address, "--dhcp-leasefile="+filepath.Join(n.root, "leases"), "--log-dhcp").Wait(time.Minute, "DHCP, IP range")
 }
 
 func (n *netSite) write(text string) {
@@ -198,13 +232,13 @@ func (n *netSite) write(text string) {
 
 func (n *netSite) startRegistry() {
 	n.t.Helper()
-	n.registry = n.Start("registry", n.imgpush, "registry", n.store, "--listen", registryAt)
+	n.registry = n.host.Start("registry", n.imgpush, "registry", n.store, "--listen", registryAt)
 	n.registry.Wait(time.Minute, "://")
 }
 
 func (n *netSite) startServe() {
 	n.t.Helper()
-	n.serve = n.Start("serve", n.imgpush, "serve", filepath.Join(n.root, "SITE.yaml"))
+	n.serve = n.host.Start("serve", n.imgpush, "serve", filepath.Join(n.root, "SITE.yaml"))
 	n.serve.Wait(2*time.Minute, "serving")
 }
 
@@ -218,7 +252,9 @@ type jobView struct {
 	ID      string `json:"id"`
 	Machine string `json:"machine"`
 	State   string `json:"state"`
+	Reason  string `json:"reason"`
 	Attempt int    `json:"attempt"`
+	Frozen  bool   `json:"frozen"`
 	Report  struct {
 		Bytes struct {
 			Fetched int64 `json:"fetched"`

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"io"
@@ -15,7 +16,6 @@ import (
 	"github.com/imgpipe/imgpipe/cmd/internal/ui"
 	"github.com/imgpipe/imgpipe/pkg/deliver/netboot"
 	"github.com/imgpipe/imgpipe/pkg/deliver/netboot/dhcp"
-	"github.com/imgpipe/imgpipe/pkg/deliver/netboot/localboot"
 	"github.com/imgpipe/imgpipe/pkg/deliver/netboot/site"
 	"github.com/imgpipe/imgpipe/pkg/deliver/netboot/tftp"
 	"github.com/imgpipe/imgpipe/pkg/deliver/netboot/wire"
@@ -116,7 +116,9 @@ func (n *network) files(s *netboot.Server) tftp.Files {
 	script := netboot.Autoexec("http://" + net.JoinHostPort("${next-server}", fmt.Sprint(s.Ports().Plain)))
 	m := tftp.Map{
 		"autoexec.ipxe": tftp.Bytes([]byte(script)),
-		"local.efi":     tftp.Bytes(localboot.Program("amd64")), "local-arm64.efi": tftp.Bytes(localboot.Program("arm64")),
+	}
+	for name := range localPrograms() {
+		m[name] = func() (tftp.File, error) { return bytes.NewReader(s.Program(name)), nil }
 	}
 	for name, path := range map[string]string{"undionly.kpxe": n.site.Network.IPXE.BIOS, "ipxe.efi": n.site.Network.IPXE.AMD64, "ipxe-arm64.efi": n.site.Network.IPXE.ARM64} {
 		if path != "" {

@@ -9,7 +9,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	testscript.Main(cleaned{m}, map[string]func(){"imgpush": main, "imgpush-profiled": profiled, "scale-fleet": runScaleFleet})
+	testscript.Main(cleaned{m}, map[string]func(){"imgpush": main, "tagger": tagger, "imgpush-profiled": profiled, "scale-fleet": runScaleFleet})
 }
 
 func TestScripts(t *testing.T) { cmdtest.Run(t, "testdata/script") }

@@ -25,8 +25,8 @@ import (
 	"github.com/imgpipe/imgpipe/cmd/internal/refs"
 	"github.com/imgpipe/imgpipe/cmd/internal/ui"
 	"github.com/imgpipe/imgpipe/pkg/deliver/netboot"
-	"github.com/imgpipe/imgpipe/pkg/deliver/netboot/localboot"
 	"github.com/imgpipe/imgpipe/pkg/deliver/netboot/site"
+	"github.com/imgpipe/imgpipe/pkg/diskimage/boot/localboot"
 )
 
 func serveCommand() *cli.Command {
@@ -113,6 +113,11 @@ func serveSite(c *cli.Context, file string, now *site.Site) (err error) {
 		handler = slog.NewJSONHandler(c.App.ErrWriter, level)
 	}
 	log := slog.New(handler)
+	way, err := siteWay(c, now)
+	if err != nil {
+		return err
+	}
+	src := &source{way: way, state: now.State}
 	address, err := serverAddress(now)
 	if err != nil {
 		return err
@@ -122,8 +127,7 @@ func serveSite(c *cli.Context, file string, now *site.Site) (err error) {
 		return err
 	}
 	defer func() { closeAll(l) }() // again, where Run did so
-	src := &source{c: c, state: now.State}
-	kept, err := openBlobs(c, now, src, log)
+	kept, err := openBlobs(now, src, log)
 	if err != nil {
 		return err
 	}
@@ -132,10 +136,7 @@ func serveSite(c *cli.Context, file string, now *site.Site) (err error) {
 	o := netboot.Options{
 		Site: now, Resolve: src.resolve, Address: address, PlainPort: port(l.Plain), TLSPort: port(l.TLS),
 		Cache: kept, Staged: kept.StageHandler(kept.find), Metrics: []func(io.Writer){kept.WriteMetrics},
-		Programs: map[string][]byte{}, Power: runPower, Now: time.Now, Rand: rand.Reader, Log: log,
-	}
-	for name, arch := range map[string]string{"local.efi": "amd64", "local-arm64.efi": "arm64"} {
-		o.Programs[name] = localboot.Program(arch)
+		Programs: localPrograms(), Power: runPower, Now: time.Now, Rand: rand.Reader, Log: log,
 	}
 	s, err := n.open(o, src)
 	if err != nil {
@@ -169,6 +170,31 @@ func serveSite(c *cli.Context, file string, now *site.Site) (err error) {
 	return err // being told to stop is how a server ends
 }
 
+// localPrograms send firmware on to its disk.
+func localPrograms() map[string][]byte {
+	out := map[string][]byte{}
+	for _, arch := range []string{"amd64", "arm64"} {
+		out[netboot.LocalName(arch)] = localboot.Program(arch)
+	}
+	return out
+}
+
+// siteWay is how the registries of a site are reached. A password on stdin is for
+// the one that SITE.yaml names; one that is only an order's, or that a later
+// SITE.yaml names, is reached as docker's configuration says.
+func siteWay(c *cli.Context, now *site.Site) (*refs.Way, error) {
+	for _, m := range now.Cache.Mirrors {
+		if err := c.Set("mirror", m); err != nil {
+			return nil, err
+		}
+	}
+	named := []string{now.Environment.Ref, now.Defaults.Image}
+	for _, m := range now.Machines {
+		named = append(named, m.Image)
+	}
+	return refs.ReadWay(c, named...)
+}
+
 // follow fetches the environment, and again when a site is loaded.
 func (s *source) follow(ctx context.Context, server *netboot.Server, sites <-chan *site.Site, log *slog.Logger) {
 	var now *site.Site
@@ -196,6 +222,14 @@ func (s *source) follow(ctx context.Context, server *netboot.Server, sites <-cha
 			again = time.After(environmentAgain)
 		default:
 			log.Info("environment", "ref", now.Environment.Ref, "digest", env.Digest, "name", env.Name, "version", env.Version)
+			if _, signed := env.Files[netboot.LocalFile]; !signed {
+				for _, m := range now.Machines {
+					if m.Level == "L2" {
+						log.Warn("environment: not signed for Secure Boot; machines of level L2 do not start it", "machine", m.Name)
+						break
+					}
+				}
+			}
 			server.SetEnvironment(env)
 		}
 	}

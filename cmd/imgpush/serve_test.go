@@ -98,10 +98,10 @@ func (s *siteServer) write(name, text string) {
 }
 
 // start runs the server until its first line, and the environment is there.
-func (s *siteServer) start() {
+func (s *siteServer) start(flags ...string) {
 	s.t.Helper()
-	s.cmd = exec.Command(s.imgpush, "serve", "SITE.yaml")
-	s.cmd.Dir = s.dir
+	s.cmd = exec.Command(s.imgpush, append([]string{"serve", "SITE.yaml"}, flags...)...)
+	s.cmd.Dir, s.cmd.Stdin = s.dir, strings.NewReader("secret\n")
 	out, err := s.cmd.StdoutPipe()
 	if err != nil {
 		s.t.Fatal(err)
@@ -365,4 +365,47 @@ func TestDeployWaits(t *testing.T) {
 	s.expect(`released by uid`, "release", "m1")
 	s.expect(`m1 +disk`, "machines")
 	s.stop()
+}
+
+// TestServeWithAPassword has a site whose registry wants a password, which stdin
+// gives once: for the environment, the jobs and the cache.
+func TestServeWithAPassword(t *testing.T) {
+	s := newSite(t)
+	root := filepath.Join(s.dir, "root")
+	if err := os.Mkdir(root, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(filepath.Join(s.dir, "store"), filepath.Join(root, "store")); err != nil {
+		t.Fatal(err)
+	}
+	s.write("users", "ci:$2y$04$BW8LFQb/5Y3RgOt2KUOSzuJv15M.EcMh1PFz170dzaKPh1EiQTuXG\n") // htpasswd -bnBC 4 ci secret
+	_, url, _, _ := program(t, root, "--listen", "127.0.0.1:0", "--htpasswd", filepath.Join(s.dir, "users"))
+	host := strings.TrimPrefix(url, "http://")
+	s.write("SITE.yaml", strings.ReplaceAll(serveSiteText, "oci:store", host+"/store"))
+	if _, errs, code := s.run("serve", "SITE.yaml", "--username", "ci", "--password-stdin"); code != 2 || !strings.Contains(errs, "stdin is empty") {
+		t.Errorf("no password: %d %s", code, errs)
+	}
+	s.start("--username", "ci", "--password-stdin")
+	for range 2 { // again: with what was read before
+		s.expect(`^m0: job `, "deploy", "m0")
+		s.expect(`is cancelled`, "cancel", jobOf(t, s, "m0"))
+	}
+	s.expect(`store:1 sha256:`, "stage", host+"/store:1")
+	s.expect(`^m1: job `, "deploy", "m1")
+	a := s.agent(1)
+	answer, err := a.Claim(t.Context())
+	if err != nil || answer.Job == nil {
+		t.Fatalf("claim: %+v, %v", answer, err)
+	}
+	resp, err := a.HTTP().Get(s.tls + "/v2/" + answer.Job.Image.Repository + "/manifests/" + answer.Job.Image.Digest)
+	if err != nil || resp.StatusCode != http.StatusOK {
+		t.Fatalf("the manifest by the cache: %v, %v", resp, err)
+	}
+	resp.Body.Close()
+	s.stop()
+
+	s.write("SITE.yaml", strings.ReplaceAll(strings.ReplaceAll(serveSiteText, `"oci:store:1"`, "registry.example/store:1"), `"oci:store:env"`, host+"/store:env"))
+	if _, errs, code := s.run("serve", "SITE.yaml", "--username", "ci", "--password-stdin"); code != 2 || !strings.Contains(errs, "for one registry") {
+		t.Errorf("two registries: %d %s", code, errs)
+	}
 }

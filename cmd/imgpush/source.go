@@ -11,8 +11,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/urfave/cli/v2"
-
 	"github.com/imgpipe/imgpipe/cmd/internal/refs"
 	"github.com/imgpipe/imgpipe/cmd/internal/trust"
 	"github.com/imgpipe/imgpipe/cmd/internal/ui"
@@ -25,7 +23,7 @@ import (
 
 // source is where a server's images and environments come from.
 type source struct {
-	c     *cli.Context
+	way   *refs.Way
 	state string // directory
 
 	mu    sync.Mutex
@@ -56,10 +54,7 @@ func (s *source) believed(ctx context.Context, t site.Trust, text, arch string, 
 	if arch != "" {
 		ref.Platform = "linux/" + arch
 	}
-	opener, err := refs.New(s.c)
-	if err != nil {
-		return err
-	}
+	opener := s.way.Opener()
 	defer func() { err = errors.Join(err, opener.Close()) }()
 	repo, err := opener.Repository(ctx, ref)
 	if err != nil {

@@ -42,8 +42,11 @@ type Role string
 const (
 	RoleESP    Role = "esp"    // EFI system partition
 	RoleConfig Role = "config" // per-machine config: a NoCloud seed labelled CIDATA
-	RoleRoot   Role = "root"   // the root filesystem
-	RoleData   Role = "data"   // anything else
+	RoleRoot   Role = "root"   // the root filesystem; of two, the first has one
+	RoleVerity Role = "verity" // the hashes of a root that nothing writes to
+	RoleBIOS   Role = "bios"   // GRUB's core
+	RoleSwap   Role = "swap"
+	RoleData   Role = "data" // anything else
 )
 
 // Partition type GUIDs: UEFI 2.10 table 5.7, the Discoverable Partitions
@@ -55,6 +58,15 @@ var (
 	TypeRootX86_64 = MustGUID("4f68bce3-e8cd-4db1-96e7-fbcaf984b709")
 	TypeRootARM64  = MustGUID("b921b045-1df0-41c3-af44-4c6f280d3fae")
 	TypeBIOSBoot   = MustGUID("21686148-6449-6e6f-744e-656564454649")
+	TypeSwap       = MustGUID("0657fd6d-a4ab-43c4-84e5-0933c84b4f4f")
+	TypeXBOOTLDR   = MustGUID("bc13c2ff-59e6-4262-a352-b275fd6f7172") // /boot
+	TypeHome       = MustGUID("933ac7e1-2eb4-4f13-b844-0e14e2aef915") // /home
+	TypeSrv        = MustGUID("3b8f8425-20e0-4f3b-907f-1a25a76f98e8") // /srv
+	TypeVar        = MustGUID("4d21b016-b534-45c2-a9fb-5c16e091fd2d") // /var
+	TypeVarTmp     = MustGUID("7ec6f557-3bc5-4aca-b293-16ef5df639d1") // /var/tmp
+
+	TypeRootVerityX86_64 = MustGUID("2c7357ed-ebd2-46d9-aec1-23d437ec2bf5")
+	TypeRootVerityARM64  = MustGUID("df3300ce-d69f-4c92-978c-9bfb0f38d820")
 )
 
 // Attributes are the 64 attribute bits of a GPT entry. Their text form is

@@ -26,6 +26,7 @@ const (
 	MediaTypeKernel      = "application/vnd.imgpipe.environment.kernel.v1"
 	MediaTypeInitramfs   = "application/vnd.imgpipe.environment.initramfs.v1+zstd"
 	MediaTypeUKI         = "application/vnd.imgpipe.environment.uki.v1"
+	MediaTypeLocal       = "application/vnd.imgpipe.environment.local.v1"
 )
 
 // Titles of an environment's files.
@@ -33,16 +34,24 @@ const (
 	KernelTitle    = "vmlinuz"
 	InitramfsTitle = "initramfs.zst"
 	UKITitle       = "environment.efi"
+	LocalTitle     = "local.efi" // only where it is signed
 )
 
-// MaxEnvironmentFile bounds each file of an environment, in bytes.
-const MaxEnvironmentFile = 1 << 30
+// MaxEnvironmentFile bounds each file of an environment, MaxLocal its local.efi, in
+// bytes.
+const (
+	MaxEnvironmentFile = 1 << 30
+	MaxLocal           = 1 << 20
+)
 
-// environmentFiles is what an environment consists of, in the order of its layers.
+// environmentFiles is what an environment consists of, in the order of its layers,
+// of which the last may be missing.
 var environmentFiles = []struct {
 	title     string
 	mediaType types.MediaType
-}{{KernelTitle, MediaTypeKernel}, {InitramfsTitle, MediaTypeInitramfs}, {UKITitle, MediaTypeUKI}}
+	most      int64
+}{{KernelTitle, MediaTypeKernel, MaxEnvironmentFile}, {InitramfsTitle, MediaTypeInitramfs, MaxEnvironmentFile},
+	{UKITitle, MediaTypeUKI, MaxEnvironmentFile}, {LocalTitle, MediaTypeLocal, MaxLocal}}
 
 // EnvironmentConfig says what an environment is.
 type EnvironmentConfig struct {
@@ -53,7 +62,7 @@ type EnvironmentConfig struct {
 	Epoch        time.Time `json:"epoch"`
 	Kernel       string    `json:"kernel"`  // as `uname -r` prints it
 	Cmdline      string    `json:"cmdline"` // what the UKI has built in, and what kernel and initramfs are to be started with
-	// SecureBoot says that the UKI is signed.
+	// SecureBoot says that the UKI is signed, and local.efi is there and signed, too.
 	SecureBoot bool              `json:"secureBoot,omitempty"`
 	Agent      diskimage.Digest  `json:"agent"`            // of the program that is /init
 	Recipe     *diskimage.Digest `json:"recipe,omitempty"` // of the resolved recipe
@@ -75,7 +84,7 @@ func (c *EnvironmentConfig) Validate() error {
 
 // EnvironmentFile is one file of an environment.
 type EnvironmentFile struct {
-	Title  string           `json:"title"` // KernelTitle, InitramfsTitle, UKITitle
+	Title  string           `json:"title"` // KernelTitle, InitramfsTitle, UKITitle, LocalTitle
 	Digest diskimage.Digest `json:"digest"`
 	Size   int64            `json:"size"` // bytes
 }
@@ -96,8 +105,12 @@ func packEnvironment(ctx context.Context, files map[string]diskimage.Disk, confi
 	if err := config.Validate(); err != nil {
 		return desc, err
 	}
-	if len(files) != len(environmentFiles) {
-		return desc, fmt.Errorf("%d files, want %d", len(files), len(environmentFiles))
+	wanted := environmentFiles
+	if !config.SecureBoot {
+		wanted = wanted[:len(wanted)-1]
+	}
+	if len(files) != len(wanted) {
+		return desc, fmt.Errorf("%d files, want %d", len(files), len(wanted))
 	}
 	b, err := json.Marshal(config)
 	if err != nil {
@@ -121,9 +134,9 @@ func packEnvironment(ctx context.Context, files map[string]diskimage.Disk, confi
 			annotationCreated: config.Epoch.Format(time.RFC3339),
 		},
 	}
-	for _, f := range environmentFiles {
+	for _, f := range wanted {
 		d := files[f.title]
-		if d == nil || d.Size() <= 0 || d.Size() > MaxEnvironmentFile {
+		if d == nil || d.Size() <= 0 || d.Size() > f.most {
 			return desc, fmt.Errorf("%s: missing, empty or too large", f.title)
 		}
 		info, err := w.putDisk(ctx, d)
@@ -217,15 +230,16 @@ func (e *Environment) parse(b []byte) error {
 	if err := checkDescriptor(m.Config, MediaTypeEnvironment, ""); err != nil {
 		return fmt.Errorf("manifest: config: %w", err)
 	}
-	if len(m.Layers) != len(environmentFiles) {
-		return fmt.Errorf("manifest: %d layers, want %d", len(m.Layers), len(environmentFiles))
+	most := len(environmentFiles)
+	if n := len(m.Layers); n != most && n != most-1 {
+		return fmt.Errorf("manifest: %d layers, want %d or %d", n, most-1, most)
 	}
-	for i, f := range environmentFiles {
+	for i, f := range environmentFiles[:len(m.Layers)] {
 		if err := checkDescriptor(m.Layers[i], f.mediaType, f.title); err != nil {
 			return fmt.Errorf("manifest: layer %d: %w", i, err)
 		}
-		if m.Layers[i].Size > MaxEnvironmentFile {
-			return fmt.Errorf("manifest: layer %d: %d bytes, at most %d", i, m.Layers[i].Size, int64(MaxEnvironmentFile))
+		if m.Layers[i].Size > f.most {
+			return fmt.Errorf("manifest: layer %d: %d bytes, at most %d", i, m.Layers[i].Size, f.most)
 		}
 	}
 	e.cfg, e.layers = m.Config, m.Layers
@@ -241,7 +255,7 @@ func (e *Environment) Config() EnvironmentConfig { return *e.config }
 // Platform returns "os/architecture".
 func (e *Environment) Platform() string { return e.config.OS + "/" + e.config.Architecture }
 
-// Files returns the files: kernel, initramfs, UKI.
+// Files returns the files: kernel, initramfs, UKI, and local.efi if it is there.
 func (e *Environment) Files() []EnvironmentFile {
 	out := make([]EnvironmentFile, len(e.layers))
 	for i, l := range e.layers {

@@ -30,6 +30,36 @@ func environmentConfig() oci.EnvironmentConfig {
 		Kernel: "6.1.0-1-amd64", Cmdline: "console=ttyS0", Agent: diskimage.DigestOf([]byte("agent"))}
 }
 
+// signedEnvironment is one for Secure Boot: with a local.efi.
+func signedEnvironment() (map[string]diskimage.Disk, oci.EnvironmentConfig) {
+	files, config := environmentFiles(), environmentConfig()
+	files[oci.LocalTitle], config.SecureBoot = diskimage.Bytes([]byte("MZ local")), true
+	return files, config
+}
+
+func TestSignedEnvironmentComesBack(t *testing.T) {
+	dir, err := oci.CreateDir(t.Context(), filepath.Join(t.TempDir(), "store"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dir.Close()
+	files, config := signedEnvironment()
+	desc, err := oci.PackEnvironment(t.Context(), files, config, dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	e, err := oci.OpenEnvironment(t.Context(), dir, desc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := len(e.Files()); n != 4 {
+		t.Errorf("%d files", n)
+	}
+	if b, err := e.ReadFile(t.Context(), oci.LocalTitle); err != nil || string(b) != "MZ local" {
+		t.Errorf("local.efi: %q, %v", b, err)
+	}
+}
+
 // packedEnvironment returns a layout with an environment under the tag "e".
 func packedEnvironment(t *testing.T) (*oci.Dir, v1.Descriptor) {
 	t.Helper()
@@ -127,9 +157,14 @@ func TestEnvironmentRefusals(t *testing.T) {
 	}
 	defer dir.Close()
 	for want, change := range map[string]func(map[string]diskimage.Disk, *oci.EnvironmentConfig){
-		"2 files, want 3":            func(f map[string]diskimage.Disk, _ *oci.EnvironmentConfig) { delete(f, oci.UKITitle) },
-		"vmlinuz: missing, empty":    func(f map[string]diskimage.Disk, _ *oci.EnvironmentConfig) { f[oci.KernelTitle] = diskimage.Bytes(nil) },
-		"name, version and kernel":   func(_ map[string]diskimage.Disk, c *oci.EnvironmentConfig) { c.Kernel = "" },
+		"2 files, want 3":          func(f map[string]diskimage.Disk, _ *oci.EnvironmentConfig) { delete(f, oci.UKITitle) },
+		"vmlinuz: missing, empty":  func(f map[string]diskimage.Disk, _ *oci.EnvironmentConfig) { f[oci.KernelTitle] = diskimage.Bytes(nil) },
+		"name, version and kernel": func(_ map[string]diskimage.Disk, c *oci.EnvironmentConfig) { c.Kernel = "" },
+		"3 files, want 4":          func(_ map[string]diskimage.Disk, c *oci.EnvironmentConfig) { c.SecureBoot = true },
+		"4 files, want 3":          func(f map[string]diskimage.Disk, _ *oci.EnvironmentConfig) { f[oci.LocalTitle] = f[oci.UKITitle] },
+		"local.efi: missing, empty or too large": func(f map[string]diskimage.Disk, c *oci.EnvironmentConfig) {
+			f[oci.LocalTitle], c.SecureBoot = diskimage.Bytes(make([]byte, oci.MaxLocal+1)), true
+		},
 		"not in the years 1970":      func(_ map[string]diskimage.Disk, c *oci.EnvironmentConfig) { c.Epoch = time.Unix(-1, 0) },
 		"initramfs.zst: unexpected ": func(f map[string]diskimage.Disk, _ *oci.EnvironmentConfig) { f[oci.InitramfsTitle] = shortDisk{} },
 	} {
@@ -148,7 +183,7 @@ func (shortDisk) Size() int64                             { return 10 }
 func (shortDisk) Extents() []diskimage.Extent             { return []diskimage.Extent{{Len: 10}} }
 func (shortDisk) ReadAt(p []byte, off int64) (int, error) { return 0, io.EOF }
 
-// FuzzEnvironmentManifest has any manifest refused, or its three files told.
+// FuzzEnvironmentManifest has any manifest refused, or its files told.
 func FuzzEnvironmentManifest(f *testing.F) {
 	dir, err := oci.CreateDir(context.Background(), filepath.Join(f.TempDir(), "store"))
 	if err != nil {
@@ -168,6 +203,17 @@ func FuzzEnvironmentManifest(f *testing.F) {
 		f.Fatal(err)
 	}
 	f.Add(b)
+	files, config := signedEnvironment()
+	if desc, err = oci.PackEnvironment(context.Background(), files, config, dir); err != nil {
+		f.Fatal(err)
+	}
+	if digest, err = diskimage.ParseDigest(desc.Digest.String()); err != nil {
+		f.Fatal(err)
+	}
+	if b, err = dir.ReadBlob(digest, desc.Size, oci.MaxManifest); err != nil {
+		f.Fatal(err)
+	}
+	f.Add(b)
 	f.Add([]byte(`{"schemaVersion":2}`))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		desc, err := dir.PushManifest(t.Context(), "", desc.MediaType, b)
@@ -175,8 +221,11 @@ func FuzzEnvironmentManifest(f *testing.F) {
 			return
 		}
 		e, err := oci.OpenEnvironment(t.Context(), dir, desc)
-		if err == nil && len(e.Files()) != 3 {
-			t.Errorf("%d files", len(e.Files()))
+		if err != nil {
+			return
+		}
+		if n := len(e.Files()); n != 3 && n != 4 {
+			t.Errorf("%d files", n)
 		}
 	})
 }

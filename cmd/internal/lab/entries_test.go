@@ -15,10 +15,11 @@ import (
 	"time"
 
 	"github.com/imgpipe/imgpipe/pkg/deliver/agent/efi"
-	"github.com/imgpipe/imgpipe/pkg/deliver/netboot/localboot"
 	"github.com/imgpipe/imgpipe/pkg/diskimage"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/boot"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/boot/authenticode"
+	"github.com/imgpipe/imgpipe/pkg/diskimage/boot/authenticode/authenticodetest"
+	"github.com/imgpipe/imgpipe/pkg/diskimage/boot/localboot"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/gpt"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/mkfs/fat"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/tree"
@@ -38,7 +39,7 @@ func TestLocalBoot(t *testing.T) {
 	}{
 		{"PXE", Spec{Firmware: PXE}},
 		{"HTTP", Spec{Firmware: HTTP}},
-		{"HTTP under Secure Boot", Spec{Firmware: HTTP, Secure: true, Vars: snakeoilVars}},
+		{"HTTP under Secure Boot", Spec{Firmware: HTTP, Secure: true, Vars: authenticodetest.Vars}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			sign := func(b []byte) []byte { return b }
@@ -236,29 +237,10 @@ func cpio(files map[string][]byte) []byte {
 	return b.Bytes()
 }
 
-// What package ovmf has for Secure Boot: variables with a key enrolled, and the
-// key.
-const (
-	snakeoilVars = "/usr/share/OVMF/OVMF_VARS_4M.snakeoil.fd"
-	snakeoilKey  = "/usr/share/ovmf/PkKek-1-snakeoil.key"
-	snakeoilCert = "/usr/share/ovmf/PkKek-1-snakeoil.pem"
-)
-
-// snakeoil returns what signs with it.
+// snakeoil signs with the key that the firmware of a lab knows.
 func snakeoil(t *testing.T) func([]byte) []byte {
 	t.Helper()
-	cert, err := os.ReadFile(snakeoilCert)
-	if err != nil {
-		t.Skipf("ovmf is not installed: %v", err)
-	}
-	key, err := exec.Command("openssl", "pkey", "-in", snakeoilKey, "-passin", "pass:snakeoil").Output()
-	if err != nil {
-		t.Skipf("openssl pkey: %v", err)
-	}
-	s, err := authenticode.ParseSigner(key, cert)
-	if err != nil {
-		t.Fatal(err)
-	}
+	s := authenticodetest.Snakeoil(t)
 	return func(b []byte) []byte {
 		t.Helper()
 		signed, err := authenticode.SignBytes(b, s)
@@ -270,10 +252,10 @@ func snakeoil(t *testing.T) func([]byte) []byte {
 }
 
 func TestReadVars(t *testing.T) {
-	if _, err := os.Stat(snakeoilVars); err != nil {
+	if _, err := os.Stat(authenticodetest.Vars); err != nil {
 		t.Skip("ovmf is not installed")
 	}
-	vars, err := ReadVars(snakeoilVars)
+	vars, err := ReadVars(authenticodetest.Vars)
 	if err != nil {
 		t.Fatal(err)
 	}

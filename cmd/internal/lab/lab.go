@@ -9,6 +9,11 @@
 //	m.Wait(5*time.Minute, "login:")
 //	m.PowerCut()
 //
+// Other hosts have a namespace each, on the same wire or behind a router:
+//
+//	dhcp := l.Beside("10.77.0.2/24")
+//	dhcp.Start("dnsmasq", "dnsmasq", "--interface="+lab.Uplink, …)
+//
 // Machines keep their disks and EFI variables from one power-on to the next, and
 // no boot order is forced on them: what boots is what their firmware decides.
 // Everything ends with the test.
@@ -16,16 +21,11 @@ package lab
 
 import (
 	"bytes"
-	"context"
 	"fmt"
 	"io"
 	"os"
-	"os/exec"
-	"path/filepath"
-	"strings"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"testing"
 	"time"
 
@@ -39,22 +39,23 @@ const (
 	Bridge  = "lab0"
 )
 
-// Lab is one private network.
+// Lab is one private network. It is the Host in the middle: the bridge is there,
+// with Address.
 type Lab struct {
-	t     testing.TB
+	*Host
 	Dir   string // of everything the lab keeps
-	ns    string
 	host  qemu.Host
 	accel string
 	taps  atomic.Int32
+	hosts atomic.Int32
+
+	sockets string // directory
 }
 
 // Options is how a lab is made.
 type Options struct {
 	Kernel string // to probe KVM with; empty: emulation
 }
-
-var count atomic.Int32
 
 // New makes a network. It skips the test where virtual machines or namespaces
 // are not to be had.
@@ -67,95 +68,19 @@ func New(t testing.TB, o Options) *Lab {
 	if err != nil {
 		t.Skip(err)
 	}
-	l := &Lab{t: t, Dir: t.TempDir(), host: host, accel: "tcg", ns: fmt.Sprintf("imgpipe-lab-%d-%d", os.Getpid(), count.Add(1))}
+	l := &Lab{Dir: t.TempDir(), host: host, accel: "tcg"}
+	if l.sockets, err = os.MkdirTemp("", "lab"); err != nil { // the path of a socket has at most 107 bytes
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(l.sockets) })
 	if o.Kernel != "" {
 		l.accel, _ = qemu.Probe(t.Context(), host, o.Kernel)
 	}
-	l.must("ip", "netns", "add", l.ns)
-	t.Cleanup(func() { _ = exec.Command("ip", "netns", "del", l.ns).Run() })
-	l.In("ip", "link", "set", "lo", "up")
+	l.Host = newHost(t, l.Dir)
 	l.In("ip", "link", "add", Bridge, "type", "bridge", "forward_delay", "0")
 	l.In("ip", "addr", "add", Prefix, "dev", Bridge)
 	l.In("ip", "link", "set", Bridge, "up")
 	return l
-}
-
-func (l *Lab) must(args ...string) string {
-	l.t.Helper()
-	out, err := exec.Command(args[0], args[1:]...).CombinedOutput()
-	if err != nil {
-		l.t.Fatalf("%s: %v\n%s", strings.Join(args, " "), err, out)
-	}
-	return string(out)
-}
-
-// Cmd prepares a command that runs inside the network.
-func (l *Lab) Cmd(ctx context.Context, args ...string) *exec.Cmd {
-	return exec.CommandContext(ctx, "ip", append([]string{"netns", "exec", l.ns}, args...)...)
-}
-
-// In runs a command inside the network, which must succeed, and returns what it says.
-func (l *Lab) In(args ...string) string {
-	l.t.Helper()
-	return l.must(append([]string{"ip", "netns", "exec", l.ns}, args...)...)
-}
-
-// Process is something that runs inside the network.
-type Process struct {
-	t    testing.TB
-	name string
-	cmd  *exec.Cmd
-	*Console
-	done chan struct{}
-	err  error
-}
-
-// Start runs a command inside the network until it is stopped, or the test ends.
-// What it says is kept, and shown if the test fails.
-func (l *Lab) Start(name string, args ...string) *Process {
-	l.t.Helper()
-	p := &Process{t: l.t, name: name, Console: newConsole(filepath.Join(l.Dir, name+".log")), done: make(chan struct{})}
-	p.cmd = l.Cmd(context.Background(), args...)
-	p.cmd.Stdout, p.cmd.Stderr = p.Console, p.Console
-	if err := p.cmd.Start(); err != nil {
-		l.t.Fatal(err)
-	}
-	go func() { p.err = p.cmd.Wait(); close(p.done); p.ended() }()
-	l.t.Cleanup(func() {
-		p.Kill()
-		if l.t.Failed() {
-			l.t.Logf("%s said last:\n%s", name, p.Tail(6000))
-		}
-	})
-	return p
-}
-
-// Kill ends the process as a crash would.
-func (p *Process) Kill() {
-	_ = p.cmd.Process.Kill()
-	<-p.done
-}
-
-// Stop asks the process to end, and returns how it did.
-func (p *Process) Stop() error {
-	p.t.Helper()
-	_ = p.cmd.Process.Signal(syscall.SIGTERM)
-	select {
-	case <-p.done:
-	case <-time.After(30 * time.Second):
-		p.t.Errorf("%s did not end when asked to", p.name)
-		p.Kill()
-	}
-	return p.err
-}
-
-// Wait waits until all texts have appeared, in any order, behind what an
-// earlier Wait found; the test fails if they do not in time.
-func (p *Process) Wait(timeout time.Duration, texts ...string) {
-	p.t.Helper()
-	if err := p.await(timeout, texts); err != nil {
-		p.t.Fatalf("%s: %v; it said last:\n%s", p.name, err, p.Tail(4000))
-	}
 }
 
 // Console keeps what a process or machine says. It is safe for concurrent use.

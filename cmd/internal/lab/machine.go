@@ -1,12 +1,19 @@
 package lab
 
 import (
+	"bytes"
+	"errors"
 	"fmt"
+	"io"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"time"
+
+	"github.com/imgpipe/imgpipe/pkg/diskimage/boot/authenticode/authenticodetest"
 )
 
 // Firmware is how a machine's firmware asks the network.
@@ -46,6 +53,8 @@ type Machine struct {
 	cmd  *exec.Cmd
 	done chan struct{}
 	tap  string
+	// Monitor is the unix socket of QEMU's monitor.
+	Monitor string
 }
 
 // Tap is the network interface by which a machine that is on is on the bridge.
@@ -66,7 +75,7 @@ func (l *Lab) Machine(s Spec) *Machine {
 	if s.Disk == 0 {
 		s.Disk = 8 << 30
 	}
-	m := &Machine{l: l, spec: s, Console: newConsole(filepath.Join(l.Dir, s.Name+".console"))}
+	m := &Machine{l: l, spec: s, Console: newConsole(filepath.Join(l.Dir, s.Name+".console")), Monitor: filepath.Join(l.sockets, s.Name)}
 	if s.Disk > 0 {
 		m.Disk = filepath.Join(l.Dir, s.Name+".raw")
 		f, err := os.Create(m.Disk)
@@ -135,7 +144,7 @@ func (m *Machine) args(tap string) []string {
 		machine += ",smm=on"
 	}
 	args := []string{
-		"-nodefaults", "-no-user-config", "-nographic", "-display", "none", "-serial", "stdio",
+		"-nodefaults", "-no-user-config", "-nographic", "-display", "none", "-serial", "stdio", "-monitor", "unix:" + escaped(m.Monitor) + ",server=on,wait=off",
 		"-machine", machine, "-accel", m.l.accel, "-cpu", "max", "-smp", "2", "-m", strconv.Itoa(memory),
 		"-uuid", s.UUID, "-smbios", "type=1,manufacturer=Lab,product=Machine,serial=" + s.Serial + ",uuid=" + s.UUID,
 		"-netdev", "tap,id=net0,ifname=" + tap + ",script=no,downscript=no",
@@ -143,7 +152,7 @@ func (m *Machine) args(tap string) []string {
 		"-device", "virtio-rng-pci",
 	}
 	if s.Disk > 0 {
-		args = append(args, "-drive", "if=none,id=disk0,format=raw,cache=writeback,discard=unmap,file="+m.Disk,
+		args = append(args, "-drive", "if=none,id=disk0,format=raw,cache=writeback,discard=unmap,file="+escaped(m.Disk),
 			"-device", "virtio-blk-pci,drive=disk0,serial=LABDISK"+strconv.Itoa(s.Number))
 	}
 	if s.Firmware == BIOS {
@@ -151,11 +160,11 @@ func (m *Machine) args(tap string) []string {
 	} else {
 		code := m.l.host.Code
 		if s.Secure {
-			code = secureCode
+			code = authenticodetest.Code
 			args = append(args, "-global", "driver=cfi.pflash01,property=secure,value=on")
 		}
 		args = append(args, "-drive", "if=pflash,unit=0,format=raw,readonly=on,file="+code,
-			"-drive", "if=pflash,unit=1,format=raw,file="+m.Vars)
+			"-drive", "if=pflash,unit=1,format=raw,file="+escaped(m.Vars))
 	}
 	no := func(what string) { args = append(args, "-fw_cfg", "name=opt/org.tianocore/"+what+",string=n") }
 	if s.Firmware != BIOS { // knobs of OVMF
@@ -168,7 +177,8 @@ func (m *Machine) args(tap string) []string {
 	return append(args, s.Extra...)
 }
 
-const secureCode = "/usr/share/OVMF/OVMF_CODE_4M.secboot.fd"
+// escaped is a path as QEMU reads it in an option: a comma would end it.
+func escaped(path string) string { return strings.ReplaceAll(path, ",", ",,") }
 
 // PowerCut ends it at once, as a cut of its power does: nothing is flushed that
 // the guest did not flush. It may be off already.
@@ -179,6 +189,26 @@ func (m *Machine) PowerCut() {
 	_ = m.cmd.Process.Kill()
 	<-m.done
 	m.cmd = nil
+}
+
+// Reset presses its reset button.
+func (m *Machine) Reset() {
+	m.l.t.Helper()
+	conn, err := net.Dial("unix", m.Monitor)
+	if err == nil {
+		_ = conn.SetDeadline(time.Now().Add(time.Minute))
+		_, err = io.WriteString(conn, "system_reset\n")
+		for said := []byte{}; err == nil && bytes.Count(said, []byte("(qemu)")) < 2; { // a prompt before the order, and one when it is done
+			b := make([]byte, 4096)
+			var n int
+			n, err = conn.Read(b)
+			said = append(said, b[:n]...)
+		}
+		err = errors.Join(err, conn.Close())
+	}
+	if err != nil {
+		m.l.t.Fatalf("%s: the monitor: %v", m.spec.Name, err)
+	}
 }
 
 // WaitOff waits until it has switched itself off.

@@ -1,4 +1,5 @@
-// Package qemu starts virtual machines that boot disks through real firmware:
+// Package qemu starts virtual machines that boot disks through real firmware,
+// UEFI's or a BIOS:
 // what `imgbuild boot`, `imgbuild test` and the boot tests run.
 //
 //	host, err := qemu.Find("amd64")                 // programs and firmware
@@ -29,6 +30,7 @@ type Host struct {
 	Emulator string // path of qemu-system-*
 	Code     string // UEFI firmware
 	Vars     string // template of its variables
+	BIOS     string // firmware of the other kind: SeaBIOS; "" where there is none
 }
 
 // MissingError says which program or firmware is not there, and the Debian
@@ -60,16 +62,36 @@ func Find(arch string) (Host, error) {
 	}
 	for _, f := range firmware {
 		if _, err := os.Stat(f[0]); err == nil {
-			return Host{Arch: arch, Emulator: path, Code: f[0], Vars: f[1]}, nil
+			return Host{Arch: arch, Emulator: path, Code: f[0], Vars: f[1], BIOS: seaBIOS(arch)}, nil
 		}
 	}
 	return Host{}, &MissingError{"UEFI firmware for " + arch, firmwarePkg}
 }
 
+// seaBIOS looks for the BIOS of amd64's guests.
+func seaBIOS(arch string) string {
+	for _, f := range []string{"/usr/share/seabios/bios-256k.bin", "/usr/share/qemu/bios-256k.bin", "/usr/share/seabios/bios.bin"} {
+		if _, err := os.Stat(f); err == nil && arch == "amd64" {
+			return f
+		}
+	}
+	return ""
+}
+
+// Firmware says what starts a guest.
+type Firmware string
+
+// What starts guests: UEFI is the zero value's too.
+const (
+	UEFI Firmware = "uefi"
+	BIOS Firmware = "bios"
+)
+
 // Machine is one guest.
 type Machine struct {
 	Host
 	Accel      string   // "kvm" or "tcg"; see Probe
+	Firmware   Firmware // "" is UEFI
 	Disk       string   // raw file
 	Snapshot   bool     // writes to Disk are thrown away
 	SectorSize int64    // logical sector of the disk in bytes; 0 is 512
@@ -113,15 +135,20 @@ func (m Machine) args(vars string) []string {
 		"-nodefaults", "-no-user-config", "-no-reboot", "-nographic", "-display", "none",
 		"-machine", machine, "-accel", m.Accel, "-cpu", cpu,
 		"-smp", strconv.Itoa(orDefault(m.CPUs, 2)), "-m", strconv.Itoa(orDefault(m.MemoryMiB, 1024)),
-		"-drive", "if=pflash,unit=0,format=raw,readonly=on,file=" + escape(m.Code),
-		"-drive", "if=pflash,unit=1,format=raw,file=" + escape(vars),
 		"-drive", "if=none,id=disk0,format=raw,cache=unsafe,discard=unmap,snapshot=" + snapshot + ",file=" + escape(m.Disk),
 		"-device", "virtio-blk-pci,drive=disk0,serial=imgpipe0" + first + ",logical_block_size=" + sector + ",physical_block_size=" + sector,
 		// No option ROM: the firmware then spends no minutes on network boot.
 		"-netdev", nic, "-device", "virtio-net-pci,netdev=net0,romfile=",
 		"-device", "virtio-rng-pci",
 	}
-	return slices.Concat(args, kernel, m.Extra)
+	code := []string{
+		"-drive", "if=pflash,unit=0,format=raw,readonly=on,file=" + escape(m.Code),
+		"-drive", "if=pflash,unit=1,format=raw,file=" + escape(vars),
+	}
+	if m.Firmware == BIOS {
+		code = []string{"-bios", m.BIOS}
+	}
+	return slices.Concat(args, code, kernel, m.Extra)
 }
 
 func orDefault(n, d int) int {
@@ -144,6 +171,9 @@ func escape(path string) string {
 
 // command prepares the guest's process. cleanup removes what it needs.
 func (m Machine) command(ctx context.Context, serial ...string) (cmd *exec.Cmd, cleanup func(), err error) {
+	if m.Firmware == BIOS && m.BIOS == "" {
+		return nil, nil, &MissingError{"a BIOS for " + m.Arch, "seabios"}
+	}
 	dir, err := os.MkdirTemp("", "imgpipe-vm-")
 	if err != nil {
 		return nil, nil, err

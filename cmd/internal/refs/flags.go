@@ -30,8 +30,9 @@ func Flags() []cli.Flag {
 	}
 }
 
-// Options of commands that only know layouts have no such flags, and need none.
-func options(c *cli.Context) (remote.Options, error) {
+// options reads the flags; references are those among which the password's
+// registry is. Commands that only know layouts have no such flags, and need none.
+func options(c *cli.Context, references []string) (remote.Options, error) {
 	talk := ui.From(c)
 	o := remote.Options{
 		PlainHTTP: c.Bool("plain-http"), Mirrors: c.StringSlice("mirror"),
@@ -51,7 +52,7 @@ func options(c *cli.Context) (remote.Options, error) {
 		}
 	}
 	var err error
-	o.Keychain, err = keychain(c)
+	o.Keychain, err = keychain(c, references)
 	return o, err
 }
 
@@ -59,7 +60,7 @@ func options(c *cli.Context) (remote.Options, error) {
 const maxPassword = 64 << 10
 
 // keychain is nil for the ordinary one: docker's configuration and helpers.
-func keychain(c *cli.Context) (authn.Keychain, error) {
+func keychain(c *cli.Context, references []string) (authn.Keychain, error) {
 	user, stdin := c.String("username"), c.Bool("password-stdin")
 	if user == "" && !stdin {
 		return nil, nil
@@ -67,7 +68,7 @@ func keychain(c *cli.Context) (authn.Keychain, error) {
 	if !stdin {
 		return nil, ui.Fail(ui.ExitUsage, errors.New("--username without --password-stdin"), "echo \"$PASSWORD\" | … --password-stdin")
 	}
-	named := hosts(c.Args().Slice())
+	named := hosts(references)
 	if len(named) != 1 {
 		return nil, ui.Fail(ui.ExitUsage, fmt.Errorf("--password-stdin is for one registry, and the references name %d", len(named)),
 			"log in with docker, podman or crane: their configuration is used")

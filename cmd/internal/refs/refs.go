@@ -38,13 +38,30 @@ type Opener struct {
 	dirs   []*oci.Dir
 }
 
-// New reads the flags of c.
-func New(c *cli.Context) (*Opener, error) {
-	o, err := options(c)
+// Way is how registries are reached. It is read once, since stdin gives a password
+// only once, and is safe for concurrent use.
+type Way struct{ options remote.Options }
+
+// ReadWay reads the flags of c. The registry that a password on stdin is for is the
+// one that the references name.
+func ReadWay(c *cli.Context, references ...string) (*Way, error) {
+	o, err := options(c, references)
 	if err != nil {
 		return nil, err
 	}
-	return &Opener{client: remote.New(o)}, nil
+	return &Way{o}, nil
+}
+
+// Opener opens references by this way. The caller closes it.
+func (w *Way) Opener() *Opener { return &Opener{client: remote.New(w.options)} }
+
+// New reads the flags of c, and its references from its arguments.
+func New(c *cli.Context) (*Opener, error) {
+	w, err := ReadWay(c, c.Args().Slice()...)
+	if err != nil {
+		return nil, err
+	}
+	return w.Opener(), nil
 }
 
 // Open reads the reference of a command line, and the flags that say how to
@@ -163,10 +180,24 @@ func Named(ref oci.Ref) error {
 // command with Flags and PlatformFlag. It does not ask whether the image is to be
 // trusted. The caller closes it.
 func Artifact(c *cli.Context, text string) (*oci.Artifact, error) {
-	o, ref, err := Open(c, text)
+	w, err := ReadWay(c, c.Args().Slice()...)
 	if err != nil {
 		return nil, err
 	}
+	return w.Artifact(c, text)
+}
+
+// Artifact is the function of that name, for commands that open several.
+func (w *Way) Artifact(c *cli.Context, text string) (*oci.Artifact, error) {
+	ref, err := Parse(text)
+	if err == nil {
+		err = Named(ref)
+	}
+	if err != nil {
+		return nil, err
+	}
+	ref.Platform = c.String(PlatformFlag.Name)
+	o := w.Opener()
 	if ref.IsLayout() { // which the artifact then closes
 		a, err := oci.Open(c.Context, ref)
 		return a, Fail(err)

@@ -49,8 +49,8 @@ type Prepared interface {
 	Already() bool // the disk holds this job's commit, and boots
 	Plan() deliver.Summary
 	Apply(ctx context.Context) (*deliver.Report, error)
-	// Settle is for after the commit: boot entries. What it cannot do is a
-	// warning.
+	// Settle is for after the commit, also where that was before: boot entries,
+	// kexec. What it cannot do is a warning.
 	Settle(ctx context.Context) (warnings []string)
 	Close() error
 }
@@ -81,6 +81,7 @@ type Agent struct {
 	Clock  func(server time.Time)           // told the server's time; nil: nobody
 	Rescue func(keys []string)              // opens a rescue shell for these keys, or closes it for none; nil: not allowed here
 	Beat   time.Duration                    // between reports; 0: wire.Heartbeat
+	Still  time.Duration                    // how long nothing may move before a disk is written; 0: half an hour
 	Pause  func(ctx context.Context, d time.Duration) error
 }
 
@@ -129,6 +130,9 @@ func (a *Agent) defaults() {
 	}
 	if a.Beat <= 0 {
 		a.Beat = wire.Heartbeat * time.Second
+	}
+	if a.Still <= 0 {
+		a.Still = 30 * time.Minute
 	}
 	if a.Pause == nil {
 		a.Pause = pause

@@ -139,7 +139,7 @@ func TestWhatIsDone(t *testing.T) {
 			func(r wire.Result) bool {
 				return r.Outcome == wire.Committed && slices.Equal(r.Warnings, []string{"no room"})
 			}},
-		{"there already", &site{answers: []wire.Answer{deploy}, already: true}, "claim, prepare, close, result committed", Restart,
+		{"there already", &site{answers: []wire.Answer{deploy}, already: true}, "claim, prepare, settle, close, result committed", Restart,
 			func(r wire.Result) bool { return r.Already && r.State == "complete" }},
 		{"no leave to write", &site{answers: []wire.Answer{deploy}, begin: &call.Refused{Status: 409, Code: wire.Superseded}},
 			"claim, prepare, begin, close, result failed, claim", Restart, func(r wire.Result) bool { return r.State == "untouched" }},
@@ -221,5 +221,53 @@ func TestPrintable(t *testing.T) {
 	}
 	if n := len(printable(strings.Repeat("x", 5000))); n != 500 {
 		t.Errorf("%d characters", n)
+	}
+}
+
+// hanging is an installer whose disk does not come back, until it is let go.
+type hanging struct {
+	*site
+	moving int // steps that it tells before it hangs
+	let    chan struct{}
+}
+
+func (h *hanging) Prepare(ctx context.Context, job *wire.Job, p *deliver.Progress, tell Teller) (Prepared, error) {
+	h.note("prepare")
+	for range h.moving {
+		tell("look", "info", "still reading")
+		time.Sleep(5 * time.Millisecond)
+	}
+	<-h.let // whatever the context says
+	return prepared{h.site}, nil
+}
+
+// TestSomethingHangs holds that a disk which hangs before it is written is given
+// up, told, and let go once it comes back; and that one which moves is not.
+func TestSomethingHangs(t *testing.T) {
+	s := &hanging{site: &site{answers: []wire.Answer{{Action: wire.Deploy, Job: job()}}, applied: make(chan struct{})}, moving: 20, let: make(chan struct{})}
+	a := &Agent{Server: s, Installer: s, Still: 50 * time.Millisecond,
+		Describe: func(context.Context) (wire.Identity, wire.Inventory) { return wire.Identity{}, wire.Inventory{} },
+		Pause:    func(context.Context, time.Duration) error { return errors.New("no further try") }}
+	begun := time.Now()
+	if got := a.Run(t.Context()); got != Restart {
+		t.Errorf("got %s", got)
+	}
+	if took := time.Since(begun); took < 100*time.Millisecond {
+		t.Errorf("it was given up after %v, while it moved", took)
+	}
+	if len(s.results) != 1 || s.results[0].Outcome != wire.Failed || !s.results[0].Retry || s.results[0].State != "untouched" || !strings.Contains(s.results[0].Message, "something hangs") {
+		t.Errorf("got %+v", s.results)
+	}
+	close(s.let)
+	for end := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+		s.mu.Lock()
+		closed := slices.Contains(s.did, "close")
+		s.mu.Unlock()
+		if closed {
+			return
+		}
+		if time.Now().After(end) {
+			t.Fatal("what came back late was not closed")
+		}
 	}
 }

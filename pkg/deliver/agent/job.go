@@ -88,6 +88,7 @@ func (a *Agent) attempt(r *reporter, job *wire.Job, progress *deliver.Progress) 
 	if prepared.Already() {
 		r.tell("already", "done", "the disk %s holds what this job wrote, and boots: nothing is written", disk.Name)
 		result.Outcome, result.Already, result.State = wire.Committed, true, string(deliver.StateComplete)
+		settled(r, prepared, result)
 		return result
 	}
 	plan := prepared.Plan()
@@ -114,14 +115,19 @@ func (a *Agent) attempt(r *reporter, job *wire.Job, progress *deliver.Progress) 
 	}
 	r.tell("commit", "done", "%s is bootable, and holds the verified image", disk.Name)
 	result.Outcome = wire.Committed
-	// Nothing that goes wrong from here on undoes the commit.
-	if result.Warnings = settle(context.WithoutCancel(r.ctx), prepared); len(result.Warnings) == 0 {
+	settled(r, prepared, result)
+	return result
+}
+
+// settled does what comes after the commit, which nothing that goes wrong in it
+// undoes.
+func settled(r *reporter, p Prepared, result *wire.Result) {
+	if result.Warnings = settle(context.WithoutCancel(r.ctx), p); len(result.Warnings) == 0 {
 		r.tell("efi", "done", "boot entries")
 	}
 	for _, w := range result.Warnings {
 		r.tell("efi", "warning", "%s", w)
 	}
-	return result
 }
 
 // settle is Prepared's, of which a mistake is a warning, too.
@@ -140,7 +146,7 @@ func (a *Agent) prepare(r *reporter, job *wire.Job, progress *deliver.Progress) 
 	defer cancel()
 	wait := 500 * time.Millisecond
 	for {
-		p, err := a.Installer.Prepare(r.ctx, job, progress, r.tell)
+		p, err := a.watched(r, job, progress)
 		if err == nil || !mayPass(err) || ctx.Err() != nil {
 			return p, err
 		}
@@ -149,6 +155,49 @@ func (a *Agent) prepare(r *reporter, job *wire.Job, progress *deliver.Progress) 
 			return nil, err
 		}
 		wait = min(2*wait, 30*time.Second)
+	}
+}
+
+// watched is the installer's Prepare, given up once nothing has moved for a.Still:
+// a disk or a driver may hang so that no context reaches it. Nothing is written by
+// then; what comes back late is closed.
+func (a *Agent) watched(r *reporter, job *wire.Job, progress *deliver.Progress) (Prepared, error) {
+	ctx, cancel := context.WithCancel(r.ctx)
+	defer cancel()
+	type outcome struct {
+		p   Prepared
+		err error
+	}
+	done := make(chan outcome, 1)
+	go func() {
+		var o outcome
+		defer func() {
+			if p := recover(); p != nil {
+				o = outcome{nil, fmt.Errorf("this is a mistake in the agent: %v", p)}
+			}
+			done <- o
+		}()
+		o.p, o.err = a.Installer.Prepare(ctx, job, progress, r.tell)
+	}()
+	tick := time.NewTicker(a.Still / 10)
+	defer tick.Stop()
+	moved, at := r.moved(), time.Now()
+	for {
+		select {
+		case o := <-done:
+			return o.p, o.err
+		case <-tick.C:
+		}
+		if now := r.moved(); now != moved {
+			moved, at = now, time.Now()
+		} else if time.Since(at) >= a.Still {
+			go func() {
+				if o := <-done; o.p != nil {
+					_ = o.p.Close() // nobody waits for it any more
+				}
+			}()
+			return nil, &Temporary{fmt.Errorf("nothing has moved for %v: something hangs", a.Still)}
+		}
 	}
 }
 

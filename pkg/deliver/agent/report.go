@@ -72,6 +72,13 @@ func (r *reporter) step() string {
 	return r.current
 }
 
+// moved changes with whatever happens before anything is written.
+func (r *reporter) moved() int64 {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.seq + r.progress.Looked.Load() + r.progress.Fetched.Load()
+}
+
 func (r *reporter) plan(p deliver.Summary) {
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -172,6 +172,11 @@ func (s *Server) answer(key string, c wire.Claim) (*wire.Answer, error) {
 	if err != nil {
 		return nil, err
 	}
+	if g.Verdict == jobs.None && g.Boot == jobs.BootDisk && g.Wait > 0 {
+		reason := fmt.Sprintf("no job, and it came %d times in a row: its disk does not boot, or it gets the environment from elsewhere; it restarts once the pause is over", g.Boots)
+		s.o.Log.Warn("a machine goes round", "machine", name, "boots", g.Boots, "pause", g.Wait)
+		return &wire.Answer{Action: wire.Wait, RetryAfter: int(math.Ceil(g.Wait.Seconds())), Reason: reason}, nil
+	}
 	if !claimer.Known {
 		return s.unknown(g), nil
 	}

@@ -36,6 +36,7 @@ const (
 	KernelFile    = "vmlinuz"
 	InitramfsFile = "initramfs.zst"
 	UKIFile       = "environment.efi"
+	LocalFile     = "local.efi" // signed, for Secure Boot; it may be missing
 )
 
 // Plain returns the handler of the plain port. GET and HEAD change nothing;
@@ -51,13 +52,50 @@ func (s *Server) Plain() http.Handler {
 	mux.HandleFunc("POST /booted/{job}/{token}", s.booted)
 	mux.HandleFunc("GET /healthz", s.healthz)
 	mux.HandleFunc("GET /metrics", s.metrics)
-	for name, b := range s.o.Programs {
+	for name := range s.o.Programs {
 		mux.HandleFunc("GET /"+name, func(w http.ResponseWriter, r *http.Request) {
 			w.Header().Set("Content-Type", "application/efi")
-			http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(b))
+			http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(s.Program(name)))
 		})
 	}
 	return s.counted("plain", mux)
+}
+
+// maxProgram bounds what is read of an environment's local.efi, in bytes.
+const maxProgram = 1 << 20
+
+// Program returns one of Options.Programs; in the place of the local.efi for the
+// environment's architecture that of the environment, which is signed, if it has
+// one. The caller does not change the bytes.
+func (s *Server) Program(name string) []byte {
+	own := s.o.Programs[name]
+	e := s.env.Load()
+	if e == nil || name != LocalName(e.Architecture) {
+		return own
+	}
+	f, ok := e.Files[LocalFile]
+	if !ok {
+		return own
+	}
+	in, err := f.Open()
+	if err == nil {
+		defer in.Close()
+		var b []byte
+		if b, err = io.ReadAll(io.LimitReader(in, maxProgram)); err == nil {
+			return b
+		}
+	}
+	s.o.Log.Error("environment: machines with Secure Boot get a program that is not signed", "file", LocalFile, "error", err)
+	return own
+}
+
+// LocalName is what firmware of an architecture (as GOARCH) asks for in order to go
+// on to its disk.
+func LocalName(arch string) string {
+	if arch == "amd64" {
+		return LocalFile
+	}
+	return "local-" + arch + ".efi"
 }
 
 // host is the address by which the client reached this server: an iPXE script

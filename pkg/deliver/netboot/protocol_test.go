@@ -396,7 +396,26 @@ func TestPlainFiles(t *testing.T) {
 	if _, text, _ := h.get("/boot.ipxe?arch=arm64&uuid=" + agenttest.Machine(0).Identity.UUID); strings.Contains(text, "vmlinuz") || strings.Contains(text, "exit") {
 		t.Errorf("an environment for another architecture: %s", text)
 	}
+	signed := func(name, arch string, open func() (io.ReadSeekCloser, error)) string {
+		h.s.SetEnvironment(&netboot.Environment{Architecture: arch, Files: map[string]netboot.File{netboot.LocalFile: {Open: open}}})
+		_, text, _ := h.get(name)
+		return text
+	}
+	good := func() (io.ReadSeekCloser, error) { return nopCloser{strings.NewReader("MZ signed")}, nil }
+	gone := func() (io.ReadSeekCloser, error) { return nil, io.ErrUnexpectedEOF }
+	for _, c := range []struct {
+		path, arch string
+		open       func() (io.ReadSeekCloser, error)
+		want       string
+	}{{"/local.efi", "amd64", good, "MZ signed"}, {"/local.efi", "arm64", good, "MZ local"}, {"/local.efi", "amd64", gone, "MZ local"}} {
+		if got := signed(c.path, c.arch, c.open); got != c.want {
+			t.Errorf("%s with an environment for %s that has one signed: %q, want %q", c.path, c.arch, got, c.want)
+		}
+	}
 	h.s.SetEnvironment(nil)
+	if status, text, _ := h.get("/local.efi"); status != 200 || text != "MZ local" {
+		t.Errorf("local.efi without an environment: %d %q", status, text)
+	}
 	if status, _, header := h.get("/env/vmlinuz"); status != 503 || header.Get("Retry-After") == "" {
 		t.Errorf("without an environment: %d", status)
 	}
@@ -606,4 +625,48 @@ func TestManyMachinesAtOnce(t *testing.T) {
 		}
 	}
 	t.Logf("%d machines: %v, slowest claim %v", n, time.Since(begun), most)
+}
+
+// TestAMachineThatGoesRound holds that a machine which comes without a job again
+// and again waits longer each time before it is sent to its disk, that it gets a
+// job that comes meanwhile, and that one which comes now and then does not wait.
+func TestAMachineThatGoesRound(t *testing.T) {
+	h := serve(t, siteText(1, ""))
+	claim := func(a *agenttest.Agent) (wire.Action, int) {
+		t.Helper()
+		answer, err := a.Claim(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return answer.Action, answer.RetryAfter
+	}
+	for _, n := range []int{0, 7} { // one that the site knows, and one that it does not
+		for boots, want := range []int{0, 0, 30, 60, 120, 240, 480, 600, 600} {
+			a := h.agent(n)
+			action, after := claim(a)
+			if want == 0 != (action == wire.Local) || action != wire.Local && action != wire.Wait || after != want {
+				t.Fatalf("machine %d, boot %d: %s after %d s, want %d", n, boots+1, action, after, want)
+			}
+			h.clock.add(time.Duration(want) * time.Second)
+			if action, _ := claim(a); action != wire.Local {
+				t.Fatalf("machine %d, boot %d, having waited: %s", n, boots+1, action)
+			}
+			h.clock.add(time.Minute) // it starts
+		}
+	}
+	a := h.agent(0)
+	if action, after := claim(a); action != wire.Wait || after != 600 {
+		t.Fatalf("%s after %d s", action, after)
+	}
+	h.deploy("m0")
+	if action, _ := claim(a); action != wire.Deploy {
+		t.Errorf("a job that comes while it waits: %s", action)
+	}
+	if action, _ := claim(h.agent(7)); action != wire.Wait {
+		t.Errorf("another machine: %s", action)
+	}
+	h.clock.add(2 * time.Hour)
+	if action, _ := claim(h.agent(7)); action != wire.Local {
+		t.Errorf("after hours: %s", action)
+	}
 }

@@ -3,7 +3,6 @@ package boot
 import (
 	"errors"
 	"fmt"
-	"maps"
 	"path"
 	"slices"
 	"strings"
@@ -28,65 +27,70 @@ type Kernel struct {
 // MissingError says that a tree lacks a thing that booting needs.
 type MissingError struct {
 	What     string   // "a kernel: …"
-	Packages []string // Debian packages, each of which has it
+	Packages []string // of the tree's distribution, each of which has it; none where that is not known
 }
 
 func (e *MissingError) Error() string {
+	if len(e.Packages) == 0 {
+		return fmt.Sprintf("the image has no %s", e.What)
+	}
 	return fmt.Sprintf("the image has no %s; add the package %s", e.What, strings.Join(e.Packages, " or "))
 }
 
-// arches is what differs between the architectures of recipes.
-var arches = map[string]struct{ stub, kernel string }{
-	"amd64": {"linuxx64.efi.stub", "linux-image-amd64"},
-	"arm64": {"linuxaa64.efi.stub", "linux-image-arm64"},
-}
-
-// Where initramfs generators put what belongs to a kernel: initramfs-tools,
-// then dracut's names on Debian and elsewhere.
-var initrdNames = []string{"/boot/initrd.img-%s", "/boot/initramfs-%s.img", "/usr/lib/modules/%s/initrd"}
+// stubs are systemd's EFI stubs by the architectures of recipes.
+var stubs = map[string]string{"amd64": "linuxx64.efi.stub", "arm64": "linuxaa64.efi.stub"}
 
 const stubDir = "/usr/lib/systemd/boot/efi/"
 
-// Find looks for the newest kernel of a tree and what belongs to it. All that
-// is missing is reported at once, joined, each as a *MissingError.
-func Find(t *tree.Tree, arch string) (Kernel, error) { return find(t, arch, true) }
+// Find looks for the newest kernel of a tree and what belongs to it, as the
+// families of distributions have them (docs/bases.md). All that is missing is
+// reported at once, joined, each as a *MissingError.
+func Find(t *tree.Tree, arch string) (Kernel, error) { return find(t, arch, true, true) }
+
+// FindBIOS is Find for a firmware that starts no EFI program: Stub stays empty.
+func FindBIOS(t *tree.Tree, arch string) (Kernel, error) { return find(t, arch, true, false) }
 
 // FindKernel is Find for a tree in which just a kernel and a stub were unpacked:
 // Initrd stays empty, and OSRelease, where there is none.
-func FindKernel(t *tree.Tree, arch string) (Kernel, error) { return find(t, arch, false) }
+func FindKernel(t *tree.Tree, arch string) (Kernel, error) { return find(t, arch, false, true) }
 
-func find(t *tree.Tree, arch string, system bool) (Kernel, error) {
-	a, ok := arches[arch]
+// FindImage is Find for a tree of which just the kernel is asked for.
+func FindImage(t *tree.Tree, arch string) (Kernel, error) { return find(t, arch, false, false) }
+
+func find(t *tree.Tree, arch string, system, efi bool) (Kernel, error) {
+	stub, ok := stubs[arch]
 	if !ok {
 		return Kernel{}, fmt.Errorf("boot: architecture %q: want amd64 or arm64", arch)
 	}
+	from := familyOf(t)
 	var errs []error
-	missing := func(what string, packages ...string) {
+	missing := func(what string, packages []string) {
 		errs = append(errs, &MissingError{What: what, Packages: packages})
 	}
 	var k Kernel
-	images := kernels(t)
-	for _, release := range slices.Sorted(maps.Keys(images)) {
-		image := images[release]
-		if k.Version == "" || version.ComparePart(release, k.Version) > 0 {
-			k.Version, k.Image = release, image
-		}
-		k.paths = append(k.paths, image)
-		if initrd := findInitrd(t, release); initrd != "" {
-			k.paths = append(k.paths, initrd)
+	found := kernels(t)
+	for _, c := range found {
+		k.paths = append(append(k.paths, c.images...), c.initrds...)
+	}
+	best := newest(found)
+	if best == nil {
+		missing("kernel (/boot/vmlinuz-* or /usr/lib/modules/*/vmlinuz)", from.kernels(arch))
+	} else {
+		k.Version, k.Image = best.version, best.images[0]
+		if len(best.initrds) > 0 {
+			k.Initrd = best.initrds[0]
+		} else if system {
+			missing(fmt.Sprintf("initramfs for its kernel (%s)", fmt.Sprintf(from.initrdName, best.name)), from.initramfs)
 		}
 	}
-	if k.Version == "" {
-		missing("kernel (/boot/vmlinuz-* or /usr/lib/modules/*/vmlinuz)", a.kernel, strings.Replace(a.kernel, "image-", "image-cloud-", 1))
-	} else if k.Initrd = findInitrd(t, k.Version); k.Initrd == "" && system {
-		missing(fmt.Sprintf("initramfs for its kernel (%s)", fmt.Sprintf(initrdNames[0], k.Version)), "initramfs-tools", "dracut")
-	}
-	if k.Stub = regular(t, stubDir+a.stub); k.Stub == "" {
-		missing("EFI stub ("+stubDir+a.stub+")", "systemd-boot-efi")
+	if k.Stub = regular(t, stubDir+stub); !efi {
+		k.Stub = ""
+	} else if k.Stub == "" {
+		missing("EFI stub ("+stubDir+stub+")", from.stub)
 	}
 	if k.OSRelease = regular(t, "/etc/os-release"); k.OSRelease == "" {
 		if k.OSRelease = regular(t, "/usr/lib/os-release"); k.OSRelease == "" && system {
-			missing("/etc/os-release", "base-files")
+			missing("/etc/os-release", from.release)
 		}
 	}
 	if len(errs) > 0 {
@@ -96,6 +100,30 @@ func find(t *tree.Tree, arch string, system bool) (Kernel, error) {
 	slices.Sort(k.paths)
 	k.paths = slices.Compact(k.paths)
 	return k, nil
+}
+
+// newest returns the kernel that starts: the highest version of those that have
+// modules, else of all; never a rescue kernel.
+func newest(found []*candidate) (best *candidate) {
+	for _, c := range found {
+		switch {
+		case c.rescue():
+		case best == nil, c.modules && !best.modules,
+			c.modules == best.modules && version.ComparePart(c.version, best.version) > 0:
+			best = c
+		}
+	}
+	return best
+}
+
+// Kernels returns the versions of a tree's kernels, in no order that means anything.
+func Kernels(t *tree.Tree) (versions []string) {
+	for _, c := range kernels(t) {
+		if !c.rescue() {
+			versions = append(versions, c.version)
+		}
+	}
+	return versions
 }
 
 // Paths returns what a UKI of this kernel makes superfluous, sorted: all
@@ -130,35 +158,6 @@ func (k Kernel) UKI(t *tree.Tree, cmdline string) (UKI, error) {
 	return u, nil
 }
 
-// kernels returns the paths of kernels by version.
-func kernels(t *tree.Tree) map[string]string {
-	out := map[string]string{}
-	for _, name := range t.Children("/usr/lib/modules") {
-		if p := regular(t, "/usr/lib/modules/"+name+"/vmlinuz"); p != "" {
-			out[name] = p
-		}
-	}
-	for _, name := range t.Children("/boot") {
-		version, ok := strings.CutPrefix(name, "vmlinuz-")
-		if !ok || version == "" {
-			continue
-		}
-		if p := regular(t, "/boot/"+name); p != "" {
-			out[version] = p
-		}
-	}
-	return out
-}
-
-func findInitrd(t *tree.Tree, version string) string {
-	for _, name := range initrdNames {
-		if p := regular(t, fmt.Sprintf(name, version)); p != "" {
-			return p
-		}
-	}
-	return ""
-}
-
 // regular returns where a path leads if that is a regular file with contents.
 func regular(t *tree.Tree, p string) string {
 	p, err := t.Resolve(p)
@@ -172,9 +171,9 @@ func regular(t *tree.Tree, p string) string {
 }
 
 // links returns the symlinks in / and /boot that lead to one of some paths, or
-// that have the names which Debian's linux-update-symlinks gives them.
+// that have the names which distributions give to links to the newest.
 func links(t *tree.Tree, to []string) (out []string) {
-	known := []string{"vmlinuz", "vmlinuz.old", "initrd.img", "initrd.img.old"}
+	known := []string{"vmlinuz", "vmlinuz.old", "initrd.img", "initrd.img.old", "initrd", "Image"}
 	for _, dir := range []string{"/", "/boot"} {
 		for _, name := range t.Children(dir) {
 			p := path.Join(dir, name)

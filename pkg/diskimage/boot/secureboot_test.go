@@ -19,36 +19,11 @@ import (
 
 	"github.com/imgpipe/imgpipe/pkg/diskimage"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/boot/authenticode"
+	"github.com/imgpipe/imgpipe/pkg/diskimage/boot/authenticode/authenticodetest"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/gpt"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/mkfs/fat"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/tree"
 )
-
-// OVMF that enforces Secure Boot, and its variables with a key enrolled whose
-// private half comes along: package ovmf.
-const (
-	secureCode   = "/usr/share/OVMF/OVMF_CODE_4M.secboot.fd"
-	snakeoilVars = "/usr/share/OVMF/OVMF_VARS_4M.snakeoil.fd"
-	snakeoilKey  = "/usr/share/ovmf/PkKek-1-snakeoil.key"
-	snakeoilCert = "/usr/share/ovmf/PkKek-1-snakeoil.pem"
-)
-
-func snakeoil(t *testing.T) authenticode.Signer {
-	t.Helper()
-	cert, err := os.ReadFile(snakeoilCert)
-	if err != nil {
-		t.Skipf("ovmf is not installed: %v", err)
-	}
-	key, err := exec.Command("openssl", "pkey", "-in", snakeoilKey, "-passin", "pass:snakeoil").Output()
-	if err != nil {
-		t.Skipf("openssl pkey: %v", err)
-	}
-	s, err := authenticode.ParseSigner(key, cert)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return s
-}
 
 func stranger(t *testing.T) authenticode.Signer {
 	t.Helper()
@@ -73,7 +48,7 @@ func stranger(t *testing.T) authenticode.Signer {
 // none that is unsigned, signed by another key only, or altered by a bit; and
 // the kernel then takes modules signed for it, and no others.
 func TestFirmwareSecureBoot(t *testing.T) {
-	g, enrolled := guest(t), snakeoil(t)
+	g, enrolled := guest(t), authenticodetest.Snakeoil(t)
 	d, err := g.uki(t, "marker=secure", initramfs(t, g.root, g.version)).Build()
 	if err != nil {
 		t.Fatal(err)
@@ -182,7 +157,7 @@ func (u *until) Write(p []byte) (int, error) {
 // texts, and returns what it said.
 func runSecure(t *testing.T, qemu, disk string, texts ...string) string {
 	t.Helper()
-	b, err := os.ReadFile(snakeoilVars)
+	b, err := os.ReadFile(authenticodetest.Vars)
 	if err != nil {
 		t.Skipf("ovmf is not installed: %v", err)
 	}
@@ -194,7 +169,7 @@ func runSecure(t *testing.T, qemu, disk string, texts ...string) string {
 	defer cancel()
 	cmd := exec.CommandContext(ctx, qemu, "-machine", "q35,smm=on", "-accel", "tcg", "-m", "768", "-display", "none", "-no-reboot", "-nic", "none",
 		"-serial", "stdio", "-monitor", "none", "-global", "driver=cfi.pflash01,property=secure,value=on",
-		"-drive", "if=pflash,format=raw,readonly=on,file="+secureCode, "-drive", "if=pflash,format=raw,file="+vars,
+		"-drive", "if=pflash,format=raw,readonly=on,file="+authenticodetest.Code, "-drive", "if=pflash,format=raw,file="+vars,
 		"-drive", "if=none,id=disk,format=raw,file="+disk, "-device", "virtio-blk-pci,drive=disk")
 	out := &until{texts: texts, end: cancel}
 	cmd.Stdout, cmd.Stderr = out, out

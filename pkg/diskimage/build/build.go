@@ -26,8 +26,10 @@ import (
 
 	"github.com/imgpipe/imgpipe/pkg/diskimage"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/boot/authenticode"
+	"github.com/imgpipe/imgpipe/pkg/diskimage/lock"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/packages"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/recipe"
+	"github.com/imgpipe/imgpipe/pkg/diskimage/sandbox"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/tree"
 )
 
@@ -42,20 +44,26 @@ type Options struct {
 	Now      func() time.Time // for Record.Steps
 	Evidence bool             // Contents and Origin of the Image will be asked for
 	// Fetch brings an entry of the cache from elsewhere where it can; nil is nowhere.
-	Fetch   func(ctx context.Context, entry string)
-	Program string // what runs this, as exactly as it can be said: part of the steps' keys
+	Fetch        func(ctx context.Context, entry string)
+	Locked       *lock.File        // what the build takes in, and nothing else; nil is what there is
+	FetchPackage PackageFetcher    // of a locked package; nil, or an error, leaves its URL
+	Secrets      map[string][]byte // for run steps, by name: they never reach the image
+	Terminal     *os.File          // where a run step that fails opens a shell; nil for none
+	Program      string            // what runs this, as exactly as it can be said: part of the steps' keys
 	// PolicyFiles checks the policy at path, and returns what it names by file: of
 	// an environment with a policy. nil is none.
 	PolicyFiles func(path string, text []byte) (map[string]string, error)
 
-	SecureBoot *authenticode.Signer // signs the UKI; nil leaves it unsigned
+	SecureBoot *authenticode.Signer // signs what UEFI starts, instead of the recipe's; nil is the recipe's
+
+	Bases Bases // opens what bases refer to
 
 	debian func(context.Context, packages.Request, packages.Options) (*packages.Result, error) // for tests; nil is packages.Debian
 }
 
 // Event tells how a build goes on: the step that runs, or that it ended.
 type Event struct {
-	Step  string // packages, tree, boot, layout
+	Step  string // packages or base, tree, boot, layout, and the recipe's own
 	Note  string // what is being done, in a few words
 	Ended bool
 	Err   error // with Ended
@@ -69,23 +77,26 @@ type Image struct {
 
 	Entries []string // of the cache, KIND/KEY, that the build used or made and others could use
 
-	files []*os.File
-	made  made
+	files  []io.Closer
+	closed bool
+	made   made
 }
 
 // Record is what went into an image, and what it took.
 type Record struct {
+	Base      *BaseRecord        `json:"base,omitempty"` // if that is not Debian's packages
 	Packages  []packages.Package `json:"packages,omitempty"`
 	Sources   []packages.Source  `json:"sources,omitempty"`
 	FromCache bool               `json:"packagesFromCache"`
 	Inodes    int                `json:"inodes"`
-	RootUsed  int64              `json:"rootUsed"` // bytes
-	RootSize  int64              `json:"rootSize"` // bytes
-	Kernel    string             `json:"kernel"`   // version
+	RootUsed  int64              `json:"rootUsed"`           // bytes
+	RootSize  int64              `json:"rootSize"`           // bytes
+	Kernel    string             `json:"kernel"`             // version
+	RootHash  string             `json:"rootHash,omitempty"` // of a sealed root
 	Steps     []StepTime         `json:"steps"`
 	Keys      []StepKey          `json:"keys,omitempty"` // of the steps that make the tree
 
-	SecureBoot string `json:"secureBoot,omitempty"` // SHA-256 of the certificate that the UKI is signed by
+	SecureBoot string `json:"secureBoot,omitempty"` // SHA-256 of the certificate that what UEFI starts is signed by
 
 	PackageSteps []packages.StepTime `json:"packageSteps,omitempty"` // within the step "packages"
 }
@@ -99,12 +110,12 @@ type StepTime struct {
 // Close lets go of the inputs.
 func (im *Image) Close() error {
 	var first error
-	for _, f := range im.files {
+	for _, f := range slices.Backward(im.files) { // what a base reads from was opened before it
 		if err := f.Close(); err != nil && first == nil {
 			first = err
 		}
 	}
-	im.files = nil
+	im.files, im.closed = nil, true
 	return first
 }
 
@@ -112,19 +123,26 @@ func (im *Image) Close() error {
 func Build(ctx context.Context, r *recipe.Recipe, o Options) (*Image, error) {
 	im := &Image{made: made{recipe: r}}
 	b := &builder{recipe: r, options: o, image: im}
-	for _, s := range b.steps() {
-		known, err := b.extend(ctx, s)
-		if err == nil {
-			err = b.step(ctx, s.name, s.run)
-		}
-		if err == nil && !known {
-			_, err = b.extend(ctx, s)
-		}
-		if err != nil {
-			return nil, errors.Join(err, im.Close())
+	if o.Locked != nil {
+		if err := b.obeys(ctx); err != nil {
+			return nil, err
 		}
 	}
+	if err := b.build(ctx); err != nil {
+		return nil, errors.Join(err, im.Close())
+	}
 	return im, nil
+}
+
+func (b *builder) build(ctx context.Context) (err error) {
+	defer func() { err = errors.Join(err, b.closeSandbox()) }()
+	for _, s := range b.steps() {
+		err := b.through(ctx, s, func(ctx context.Context) error { return b.step(ctx, s.name, s.run) })
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // builder carries a build from step to step.
@@ -133,10 +151,20 @@ type builder struct {
 	options Options
 	image   *Image
 	current string
+	chain   []string // of recipes that stand upon each other, down to this one; nil is just this one
 
 	tree *tree.Tree       // of the root and of what is mounted below it
 	key  diskimage.Digest // what decides tree as it is now; see extend
-	uki  *tree.Inode      // the EFI program that boots the image
+	from []StepInput      // what the base is, once it is known
+	esp  []espFile        // of the EFI system partition
+	grub *grubParts       // what starts the image by BIOS; nil for nothing
+
+	box        *sandbox.Sandbox   // nil before the first step that runs
+	layers     map[string]layer   // by step
+	isGolden   bool               // tree has nothing of one machine
+	customized *tree.Tree         // before the steps that come after files
+	trees      []*tree.Tree       // of the partitions; see divide
+	sealed     map[string]*sealed // by the root's name
 }
 
 func (b *builder) step(ctx context.Context, name string, run func(context.Context) error) error {
@@ -191,20 +219,18 @@ func (b *builder) debian(ctx context.Context, base recipe.DebianBase) error {
 	if b.tree, err = tree.FromTar(f, info.Size()); err != nil {
 		return fmt.Errorf("%s: %w", res.Tar, err)
 	}
-	if b.options.Evidence {
-		b.image.made.installed = b.tree.Clone()
-	}
 	return nil
 }
 
 func (b *builder) packageRequest(base recipe.DebianBase) packages.Request {
-	return packages.Request{Debian: base, Arch: b.recipe.Arch, Packages: b.recipe.Packages, Epoch: b.recipe.Epoch}
+	return packages.Request{Debian: base, Arch: b.recipe.Arch, Packages: b.recipe.Packages, Epoch: b.recipe.Epoch,
+		NoInitramfs: b.recipe.Boot.Initramfs == initramfsNative}
 }
 
 func (b *builder) packageOptions() packages.Options {
 	o := b.options
 	return packages.Options{
-		CacheDir: o.CacheDir, WorkDir: o.WorkDir, Refresh: o.Refresh, Env: o.Env, Log: o.Log, Now: o.Now, Progress: b.packageEvent, Fetch: o.Fetch,
+		CacheDir: o.CacheDir, WorkDir: o.WorkDir, Refresh: o.Refresh, Env: o.Env, Log: o.Log, Now: o.Now, Progress: b.packageEvent, Fetch: o.Fetch, Lock: b.lockOf(),
 	}
 }
 

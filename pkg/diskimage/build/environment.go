@@ -2,6 +2,7 @@ package build
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"os"
@@ -12,6 +13,7 @@ import (
 	"github.com/imgpipe/imgpipe/pkg/diskimage"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/boot"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/boot/authenticode"
+	"github.com/imgpipe/imgpipe/pkg/diskimage/boot/localboot"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/environment"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/initramfs"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/packages"
@@ -20,11 +22,13 @@ import (
 )
 
 // Environment is what machines boot from the network. Kernel and UKI are read
-// where they lie until Close.
+// where they lie until Close. Local is local.efi where the UKI is signed, by the
+// same key; nil where not, since an unsigned one every server has.
 type Environment struct {
 	Kernel    diskimage.Disk
 	Initramfs []byte
 	UKI       diskimage.Disk
+	Local     []byte
 	Config    *environment.Config // as it lies in the initramfs
 	Record    EnvironmentRecord
 
@@ -33,18 +37,19 @@ type Environment struct {
 
 // EnvironmentRecord is what went into an environment, and what it took.
 type EnvironmentRecord struct {
-	Agent     diskimage.Digest   `json:"agent"`     // of the program that is /init
-	AgentSize int64              `json:"agentSize"` // bytes
-	Kernel    string             `json:"kernel"`    // version
-	Modules   []string           `json:"modules"`
-	Firmware  []string           `json:"firmware,omitempty"`
-	Lacking   []string           `json:"lacking,omitempty"` // modules none of whose firmware is carried
-	Unpacked  int64              `json:"unpacked"`          // bytes of the files in memory, in whole pages
-	Signed    bool               `json:"signed"`
-	Packages  []packages.Package `json:"packages"` // those with files in it
-	Sources   []packages.Source  `json:"sources,omitempty"`
-	FromCache bool               `json:"packagesFromCache"`
-	Steps     []StepTime         `json:"steps"`
+	Agent     diskimage.Digest `json:"agent"`     // of the program that is /init
+	AgentSize int64            `json:"agentSize"` // bytes
+	Kernel    string           `json:"kernel"`    // version
+	Modules   []string         `json:"modules"`
+	Firmware  []string         `json:"firmware,omitempty"`
+	Lacking   []string         `json:"lacking,omitempty"` // modules none of whose firmware is carried
+	Unpacked  int64            `json:"unpacked"`          // bytes of the files in memory, in whole pages
+	// SecureBoot is the SHA-256 of the certificate that UKI and local.efi are signed by.
+	SecureBoot string             `json:"secureBoot,omitempty"`
+	Packages   []packages.Package `json:"packages"` // those with files in it
+	Sources    []packages.Source  `json:"sources,omitempty"`
+	FromCache  bool               `json:"packagesFromCache"`
+	Steps      []StepTime         `json:"steps"`
 }
 
 // Bounds of files that a recipe names, in bytes.
@@ -57,7 +62,8 @@ const (
 func (e *Environment) Close() error { return e.image.Close() }
 
 // BuildEnvironment makes the environment that r, of that kind, describes. agent is
-// the program that is to be /init where the recipe names none.
+// the program that is to be /init where the recipe names none. Who signs for Secure
+// Boot is said by the recipe or by Options, not by both.
 func BuildEnvironment(ctx context.Context, r *recipe.Recipe, agent string, o Options) (*Environment, error) {
 	if r.Agent != "" {
 		agent = r.Agent
@@ -121,7 +127,11 @@ func (b *environmentBuilder) inputs(context.Context) error {
 	if r.Trust.Policy != "" {
 		b.config.Trust.Policy = text("trust.policy", r.Trust.Policy)
 	}
-	if r.SecureBoot.Key != "" {
+	b.signer = b.options.SecureBoot
+	switch {
+	case r.SecureBoot.Key != "" && b.signer != nil:
+		errs = append(errs, r.Errorf("secureBoot", "another key to sign with was named at the build: leave one of them out"))
+	case r.SecureBoot.Key != "":
 		s, err := authenticode.ParseSigner([]byte(text("secureBoot.key", r.SecureBoot.Key)), []byte(text("secureBoot.cert", r.SecureBoot.Cert)))
 		if err == nil {
 			err = s.Validate()
@@ -340,7 +350,10 @@ func (b *environmentBuilder) boot(context.Context) error {
 		if uki, err = authenticode.Sign(uki, *b.signer); err != nil {
 			return err
 		}
-		b.out.Record.Signed = true
+		if b.out.Local, err = authenticode.SignBytes(localboot.Program(r.Arch), *b.signer); err != nil {
+			return fmt.Errorf("local.efi: %w", err)
+		}
+		b.out.Record.SecureBoot = fmt.Sprintf("%x", sha256.Sum256(b.signer.Cert.Raw))
 	}
 	b.out.UKI = uki
 	return nil

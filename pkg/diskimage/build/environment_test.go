@@ -3,8 +3,12 @@ package build
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
+	"crypto/x509"
 	"debug/elf"
 	"encoding/binary"
+	"encoding/pem"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -12,6 +16,7 @@ import (
 	"testing"
 
 	"github.com/imgpipe/imgpipe/pkg/diskimage"
+	"github.com/imgpipe/imgpipe/pkg/diskimage/boot/authenticode"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/initramfs"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/packages"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/recipe"
@@ -82,34 +87,40 @@ func kernelPackages(t *testing.T) Options {
 		if err != nil {
 			return nil, err
 		}
-		f, err := os.Open(res.Tar)
-		if err != nil {
-			return nil, err
-		}
-		defer f.Close()
-		info, err := f.Stat()
-		if err != nil {
-			return nil, err
-		}
-		root, err := tree.FromTar(f, info.Size())
-		if err != nil {
-			return nil, err
-		}
-		m, err := os.ReadFile("testdata/thing.ko")
-		if err != nil {
-			return nil, err
-		}
-		if err := root.Put("/usr/lib/modules/6.1.0-1/kernel/thing.ko", &tree.Inode{Mode: 0o644, Data: diskimage.Bytes(m)}); err != nil {
-			return nil, err
-		}
-		var b bytes.Buffer
-		if err := tree.WriteTar(&b, root); err != nil {
-			return nil, err
-		}
-		res.Tar = filepath.Join(t.TempDir(), "kernel.tar")
-		return res, os.WriteFile(res.Tar, b.Bytes(), 0o644)
+		return addModule(t, res)
 	}
 	return o
+}
+
+// addModule puts a kernel module into a tree.
+func addModule(t *testing.T, res *packages.Result) (*packages.Result, error) {
+	t.Helper()
+	f, err := os.Open(res.Tar)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	root, err := tree.FromTar(f, info.Size())
+	if err != nil {
+		return nil, err
+	}
+	m, err := os.ReadFile("testdata/thing.ko")
+	if err != nil {
+		return nil, err
+	}
+	if err := root.Put("/usr/lib/modules/6.1.0-1/kernel/thing.ko", &tree.Inode{Mode: 0o644, Data: diskimage.Bytes(m)}); err != nil {
+		return nil, err
+	}
+	var b bytes.Buffer
+	if err := tree.WriteTar(&b, root); err != nil {
+		return nil, err
+	}
+	res.Tar = filepath.Join(t.TempDir(), "kernel.tar")
+	return res, os.WriteFile(res.Tar, b.Bytes(), 0o644)
 }
 
 func TestEnvironmentIsTheSameTwice(t *testing.T) {
@@ -158,6 +169,55 @@ func TestEnvironmentRefusals(t *testing.T) {
 		if err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("got %v, want %q", err, c.want)
 		}
+	}
+}
+
+// TestEnvironmentIsSigned: UKI and local.efi, whoever names the key.
+func TestEnvironmentIsSigned(t *testing.T) {
+	key, cert := efiKey(t)
+	pkcs8, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := environmentRecipe(t, strings.Replace(environmentText, "extra: [thing]", "extra: []", 1), program(false))
+	named := environmentRecipe(t, strings.Replace(environmentText, "extra: [thing]", "extra: []", 1)+"secureBoot: {key: agent, cert: agent}\n", program(false))
+	dir := t.TempDir()
+	for name, b := range map[string]*pem.Block{"key": {Type: "PRIVATE KEY", Bytes: pkcs8}, "cert": {Type: "CERTIFICATE", Bytes: cert.Raw}} {
+		if err := os.WriteFile(filepath.Join(dir, name), pem.EncodeToMemory(b), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	named.SecureBoot = recipe.SecureBoot{Key: filepath.Join(dir, "key"), Cert: filepath.Join(dir, "cert")}
+	flags := kernelPackages(t)
+	flags.SecureBoot = &authenticode.Signer{Key: key, Cert: cert}
+	for name, c := range map[string]struct {
+		r *recipe.Recipe
+		o Options
+	}{"by the recipe": {named, kernelPackages(t)}, "by the options": {r, flags}} {
+		e, err := BuildEnvironment(t.Context(), c.r, "", c.o)
+		if err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		for what, d := range map[string]diskimage.Disk{"UKI": e.UKI, "local.efi": diskimage.Bytes(e.Local)} {
+			if _, err := authenticode.Verify(d, []*x509.Certificate{cert}); err != nil {
+				t.Errorf("%s: %s: %v", name, what, err)
+			}
+		}
+		if want := fmt.Sprintf("%x", sha256.Sum256(cert.Raw)); e.Record.SecureBoot != want {
+			t.Errorf("%s: record says %q, want %s", name, e.Record.SecureBoot, want)
+		}
+		if err := e.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	if e, err := BuildEnvironment(t.Context(), r, "", kernelPackages(t)); err != nil || e.Local != nil || e.Record.SecureBoot != "" {
+		t.Errorf("unsigned: %v, %+v", err, e)
+	}
+	if _, err := BuildEnvironment(t.Context(), named, "", flags); err == nil || !strings.Contains(err.Error(), "secureBoot: another key") {
+		t.Errorf("named twice: %v", err)
+	}
+	if _, err := BuildEnvironment(t.Context(), environmentRecipe(t, environmentText, program(false)), "", flags); err == nil || !strings.Contains(err.Error(), "thing.ko") {
+		t.Errorf("a module that is not signed: %v", err)
 	}
 }
 

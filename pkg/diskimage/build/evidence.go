@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"github.com/imgpipe/imgpipe/pkg/diskimage"
+	"github.com/imgpipe/imgpipe/pkg/diskimage/base"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/boot"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/evidence"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/packages"
@@ -23,9 +24,12 @@ type made struct {
 	recipe   *recipe.Recipe
 	packages *packages.Result
 	kernel   boot.Kernel
-	uki      diskimage.Disk
-	trees    []*tree.Tree // of the recipe's partitions, nil for none
+	uki      diskimage.Disk // the program that starts the image; by BIOS alone the kernel
+	bootPath string         // of uki: on the EFI system partition, or in the image
+	trees    []*tree.Tree   // of the recipe's partitions, nil for none
 	sources  []source
+	parts    []base.Part // of the base
+	below    *made       // of the recipe that is the base
 
 	// As the package manager left it: the recipe may have removed copyright files
 	// and the package database from the image.
@@ -39,7 +43,7 @@ func (im *Image) read() error {
 	if m.database != nil {
 		return nil
 	}
-	if m.installed == nil || len(im.files) == 0 {
+	if m.installed == nil || im.closed {
 		return errors.New("evidence: not kept (Options.Evidence), or the image is closed")
 	}
 	db, err := evidence.ReadDatabase(m.installed)
@@ -48,8 +52,10 @@ func (im *Image) read() error {
 	}
 	type key struct{ name, version, arch string }
 	digests := map[key]diskimage.Digest{}
-	for _, p := range m.packages.Packages {
-		digests[key{p.Name, p.Version, p.Arch}] = p.Digest
+	if m.packages != nil {
+		for _, p := range m.packages.Packages {
+			digests[key{p.Name, p.Version, p.Arch}] = p.Digest
+		}
 	}
 	for i := range db.Packages {
 		p := &db.Packages[i]
@@ -80,7 +86,7 @@ func (im *Image) Contents(ctx context.Context, files bool, workers int) (*eviden
 	if _, err := io.Copy(h, io.NewSectionReader(m.uki, 0, m.uki.Size())); err != nil {
 		return nil, fmt.Errorf("evidence: the boot program: %w", err)
 	}
-	c.Boot = &evidence.Boot{Path: efiPrograms[r.Arch], Kernel: m.kernel.Version, SHA256: diskimage.Digest(h.Sum(nil))}
+	c.Boot = &evidence.Boot{Path: m.bootPath, Kernel: m.kernel.Version, SHA256: diskimage.Digest(h.Sum(nil))}
 	for _, p := range []string{m.kernel.Image, m.kernel.Stub} {
 		if name := owner(p); name != "" {
 			c.Boot.From = append(c.Boot.From, name)
@@ -104,7 +110,7 @@ func (im *Image) whole() (*tree.Tree, error) {
 	var out *tree.Tree
 	parts := im.made.recipe.Disk.Partitions
 	for i, p := range parts {
-		if p.Type == string(diskimage.RoleRoot) {
+		if p.Type == string(diskimage.RoleRoot) && im.made.trees[i] != nil {
 			out = im.made.trees[i].Clone()
 		}
 	}
@@ -133,33 +139,57 @@ func (im *Image) Origin(ctx context.Context, workers int) (*evidence.Origin, err
 		return nil, err
 	}
 	m, r := &im.made, im.made.recipe
-	o := &evidence.Origin{
-		Set: r.Given(), Database: m.database, Resolved: diskimage.DigestOf(r.Canonical()),
-		Packages: &evidence.PackageRun{Mode: m.packages.Mode, FromCache: m.packages.FromCache, Tree: m.packages.Digest},
-		Versions: map[string]string{},
+	o := &evidence.Origin{Set: r.Given(), Resolved: diskimage.DigestOf(r.Canonical()), Versions: map[string]string{}}
+	for at, folder := m, "."; at != nil; at = at.below {
+		inputs, err := at.inputs(ctx, workers)
+		if err != nil {
+			return nil, fmt.Errorf("evidence: %w", err)
+		}
+		for _, in := range inputs {
+			if !strings.Contains(in.Name, ":") { // a reference stays one
+				in.Name = path.Join(folder, in.Name)
+			}
+			o.Inputs = append(o.Inputs, in)
+		}
+		if from := at.recipe.Base.Recipe; from != nil {
+			folder = path.Join(folder, path.Dir(at.recipe.Relative(from.File)))
+		}
 	}
-	for _, in := range r.Inputs() {
-		o.Inputs = append(o.Inputs, evidence.Input(in))
+	if p := m.packages; p != nil {
+		o.Database = m.database
+		o.Packages = &evidence.PackageRun{Mode: p.Mode, FromCache: p.FromCache, Tree: p.Digest}
+		for _, s := range p.Sources {
+			o.Archives = append(o.Archives, evidence.Archive{Suite: s.Suite(), Digest: s.Digest})
+		}
+		if name, version, ok := strings.Cut(p.Tool, " "); ok {
+			o.Versions[name] = version
+		}
 	}
-	for _, s := range m.packages.Sources {
-		o.Archives = append(o.Archives, evidence.Archive{Suite: s.Suite(), Digest: s.Digest})
+	return o, nil
+}
+
+// inputs lists the files that one recipe's part of the build read, by their names
+// beside that recipe, and what its base consists of.
+func (m *made) inputs(ctx context.Context, workers int) (out []evidence.Input, err error) {
+	for _, in := range m.recipe.Inputs() {
+		out = append(out, evidence.Input(in))
 	}
-	if !m.packages.Keyring.IsZero() {
-		o.Inputs = append(o.Inputs, evidence.Input{Name: keyringName(r), Digest: m.packages.Keyring})
+	for _, p := range m.parts {
+		out = append(out, evidence.Input(p))
+	}
+	if m.recipe.Base.Debian != nil && !m.packages.Keyring.IsZero() {
+		out = append(out, evidence.Input{Name: keyringName(m.recipe), Digest: m.packages.Keyring})
 	}
 	for _, s := range m.sources {
 		files, err := evidence.HashFiles(ctx, s.tree, func(string) string { return "" }, workers)
 		if err != nil {
-			return nil, fmt.Errorf("evidence: %s: %w", s.name, err)
+			return nil, fmt.Errorf("%s: %w", s.name, err)
 		}
 		for _, f := range files {
-			o.Inputs = append(o.Inputs, evidence.Input{Name: path.Join(s.name, f.Path), Digest: f.SHA256})
+			out = append(out, evidence.Input{Name: path.Join(s.name, f.Path), Digest: f.SHA256})
 		}
 	}
-	if name, version, ok := strings.Cut(m.packages.Tool, " "); ok {
-		o.Versions[name] = version
-	}
-	return o, nil
+	return out, nil
 }
 
 // keyringName is what the keys of the archive are called: by their place beside

@@ -11,8 +11,10 @@ import (
 	"github.com/imgpipe/imgpipe/pkg/diskimage"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/customize"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/gpt"
+	"github.com/imgpipe/imgpipe/pkg/diskimage/mkfs/erofs"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/mkfs/ext4"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/mkfs/fat"
+	"github.com/imgpipe/imgpipe/pkg/diskimage/mkfs/swap"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/nocloud"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/recipe"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/tree"
@@ -22,25 +24,31 @@ import (
 // them with the partition table to the disk.
 func (b *builder) layout(context.Context) error {
 	r, table := b.recipe, describe(b.recipe)
-	fstab := &tree.Inode{Mode: 0o644, MTime: r.Epoch, Data: diskimage.Bytes(customize.Fstab(table, r))}
-	if err := b.tree.Put("/etc/fstab", fstab); err != nil {
-		return err
-	}
-	if err := tree.AssignClusters(b.tree); err != nil {
-		return err
-	}
-	b.image.Record.Inodes = b.tree.Len()
-	trees, err := b.split()
+	err := b.divide()
 	if err != nil {
 		return err
 	}
-	b.image.made.trees = trees
+	trees := b.trees
 	sizes := make([]int64, len(trees))
 	for i, p := range r.Disk.Partitions {
-		if p.Filesystem == "ext4" && p.Size == 0 {
-			sizes[i] = ext4.AutoSize(trees[i], p.FreePercent)
+		if diskimage.Role(p.Type) == diskimage.RoleESP {
+			trees[i], err = b.espTree()
+		} else if b.sealed[p.Name] == nil {
+			sizes[i] = b.autoSize(i)
+		} else {
+			sizes[i] = b.sealed[p.Name].root.Size()
+		}
+		if err != nil {
+			return err
 		}
 	}
+	equalSlots(r, sizes)
+	for i, p := range r.Disk.Partitions {
+		if diskimage.Role(p.Type) == diskimage.RoleVerity {
+			sizes[i] = veritySize(r, p, sizes)
+		}
+	}
+	b.image.made.trees = trees
 	if err := place(table, r, sizes); err != nil {
 		return err
 	}
@@ -59,6 +67,9 @@ func (b *builder) layout(context.Context) error {
 	if err != nil {
 		return err
 	}
+	if err := b.bootCode(primary); err != nil {
+		return err
+	}
 	parts = append(parts, diskimage.Part{Disk: diskimage.Bytes(primary)},
 		diskimage.Part{Off: table.DiskSize - int64(len(backup)), Disk: diskimage.Bytes(backup)})
 	b.image.Table = table
@@ -66,7 +77,49 @@ func (b *builder) layout(context.Context) error {
 	return err
 }
 
-// split gives each partition the tree it holds, nil for none. What lies below
+// divide completes the tree and gives each partition its part, once.
+func (b *builder) divide() error {
+	if b.trees != nil {
+		return nil
+	}
+	r := b.recipe
+	fstab := &tree.Inode{Mode: 0o644, MTime: r.Epoch, Data: diskimage.Bytes(customize.Fstab(describe(r), r))}
+	if err := b.tree.Put("/etc/fstab", fstab); err != nil {
+		return err
+	}
+	if err := tree.AssignClusters(b.tree); err != nil {
+		return err
+	}
+	b.image.Record.Inodes = b.tree.Len()
+	var err error
+	b.trees, err = b.split()
+	return err
+}
+
+// readOnlyFree is the room, in percent, in which placement keeps a filesystem that
+// nothing writes to stable from release to release.
+const readOnlyFree = 100
+
+// autoSize returns the size of a partition's filesystem, 0 where the recipe says it.
+func (b *builder) autoSize(i int) int64 {
+	p := b.recipe.Disk.Partitions[i]
+	free := p.FreePercent
+	if p.ReadOnly {
+		free = readOnlyFree
+	}
+	switch {
+	case p.Size != 0 || b.trees[i] == nil:
+		return 0
+	case p.Filesystem == "ext4":
+		return ext4.AutoSize(b.trees[i], free)
+	case p.Filesystem == "erofs":
+		return erofs.AutoSize(b.trees[i], free)
+	}
+	return 0
+}
+
+// split gives each partition the tree it holds, nil for none, and for the EFI system partition, whose
+// tree is made last. What lies below
 // the mount point of a data partition moves there from the root; mounts within
 // others go first, or the others would take theirs along.
 func (b *builder) split() ([]*tree.Tree, error) {
@@ -82,9 +135,10 @@ func (b *builder) split() ([]*tree.Tree, error) {
 		p := parts[i]
 		switch diskimage.Role(p.Type) {
 		case diskimage.RoleRoot:
-			trees[i] = b.tree
+			if p.Slot != "b" {
+				trees[i] = b.tree
+			}
 		case diskimage.RoleESP:
-			trees[i], err = b.espTree()
 		case diskimage.RoleConfig:
 			trees[i], err = nocloud.Blank(b.recipe.Epoch)
 		default:
@@ -120,11 +174,20 @@ func (b *builder) takeMount(p recipe.Partition) (*tree.Tree, error) {
 // filesystem makes what a partition holds, nil for nothing, and describes it in
 // the table.
 func (b *builder) filesystem(want *recipe.Partition, p *diskimage.Partition, t *tree.Tree) (diskimage.Disk, error) {
-	if t == nil {
-		return nil, nil
+	if disk := b.sealedPart(want, p); disk != nil {
+		return disk, nil
 	}
 	r := b.recipe
-	uuid := identities(r).filesystem(p.Name)
+	uuid := identities(r).filesystem(want.Name)
+	switch {
+	case p.Role == diskimage.RoleBIOS:
+		return b.core(p.Extent)
+	case p.Role == diskimage.RoleSwap:
+		p.Filesystem = diskimage.Filesystem{Type: "swap", Label: want.Label, UUID: uuid.String()}
+		return swap.New(swap.Options{Size: p.Extent.Len, UUID: uuid, Label: want.Label})
+	case t == nil:
+		return nil, nil
+	}
 	if want.Filesystem == "ext4" {
 		fs, err := ext4.New(t, ext4.Options{Size: p.Extent.Len, Label: want.Label, UUID: uuid, Epoch: r.Epoch, FreePercent: want.FreePercent})
 		if err != nil {
@@ -134,6 +197,17 @@ func (b *builder) filesystem(want *recipe.Partition, p *diskimage.Partition, t *
 			b.image.Record.RootUsed, b.image.Record.RootSize = usedBytes(fs.Stats()), p.Extent.Len
 		}
 		p.Filesystem = diskimage.Filesystem{Type: "ext4", Label: want.Label, UUID: uuid.String()}
+		return fs, nil
+	}
+	if want.Filesystem == "erofs" {
+		fs, err := erofs.New(t, erofs.Options{Size: p.Extent.Len, Label: want.Label, UUID: uuid, Epoch: r.Epoch})
+		if err != nil {
+			return nil, err
+		}
+		if p.Role == diskimage.RoleRoot {
+			b.image.Record.RootUsed, b.image.Record.RootSize = fs.Used(), p.Extent.Len
+		}
+		p.Filesystem = diskimage.Filesystem{Type: "erofs", Label: want.Label, UUID: uuid.String()}
 		return fs, nil
 	}
 	o := fat.Options{Size: p.Extent.Len, SectorSize: r.Disk.SectorSize, Label: strings.ToUpper(want.Label),

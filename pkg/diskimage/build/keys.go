@@ -37,6 +37,11 @@ type StepInput struct {
 // recipe's sources, and writes nothing.
 func Keys(ctx context.Context, r *recipe.Recipe, o Options) (keys []StepKey, known bool, err error) {
 	b := &builder{recipe: r, options: o, image: &Image{made: made{recipe: r}}}
+	if o.Locked != nil {
+		if err := b.obeys(ctx); err != nil {
+			return nil, false, err
+		}
+	}
 	for _, s := range b.steps() {
 		switch ok, err := b.extend(ctx, s); {
 		case err != nil:
@@ -46,6 +51,19 @@ func Keys(ctx context.Context, r *recipe.Recipe, o Options) (keys []StepKey, kno
 		}
 	}
 	return b.image.Record.Keys, true, nil
+}
+
+// through runs a step, and takes the key of the tree on: before it, where the
+// step's inputs are known, so that it knows its own key.
+func (b *builder) through(ctx context.Context, s step, run func(context.Context) error) error {
+	known, err := b.extend(ctx, s)
+	if err == nil {
+		err = run(ctx)
+	}
+	if err == nil && !known {
+		_, err = b.extend(ctx, s)
+	}
+	return err
 }
 
 // extend takes the key of the tree on to that after a step, and says whether the
@@ -110,12 +128,18 @@ func (b *builder) treeInputs(context.Context) ([]StepInput, error) {
 	return in, nil
 }
 
-// bootInputs is what the recipe says of booting, and who signs it.
+// bootInputs is what the recipe says of booting, what a native initramfs
+// mounts, and who signs it.
 func (b *builder) bootInputs(context.Context) ([]StepInput, error) {
 	in, err := b.parts("boot", "arch")
 	if err != nil {
 		return nil, err
 	}
+	native, err := b.initramfsInputs()
+	if err != nil {
+		return nil, err
+	}
+	in = append(in, native...)
 	if s := b.options.SecureBoot; s != nil {
 		in = append(in, StepInput{"secure boot certificate", diskimage.DigestOf(s.Cert.Raw)})
 	}
@@ -160,6 +184,19 @@ func (b *builder) parts(keys ...string) ([]StepInput, error) {
 		}
 	}
 	return out, nil
+}
+
+// item returns the digest of one item of a list of the resolved recipe.
+func (b *builder) item(key string, i int) (diskimage.Digest, error) {
+	var m map[string]json.RawMessage
+	if err := json.Unmarshal(b.recipe.Canonical(), &m); err != nil {
+		return diskimage.Digest{}, err
+	}
+	var items []json.RawMessage
+	if err := json.Unmarshal(m[key], &items); err != nil {
+		return diskimage.Digest{}, err
+	}
+	return diskimage.DigestOf(items[i]), nil
 }
 
 func digestOf(texts []string) diskimage.Digest {

@@ -30,26 +30,18 @@ func (i ids) filesystem(name string) diskimage.GUID {
 	return diskimage.DeriveGUID(i.name, i.arch, i.flavour, "filesystem", name)
 }
 
-// rootTypes are the root partition types of the Discoverable Partitions
-// Specification by architecture.
-var rootTypes = map[string]diskimage.GUID{"amd64": diskimage.TypeRootX86_64, "arm64": diskimage.TypeRootARM64}
-
 // describe lists a recipe's partitions with their identities; their extents
 // are for place to set.
 func describe(r *recipe.Recipe) *diskimage.Table {
 	id := identities(r)
 	t := &diskimage.Table{DiskGUID: id.disk(), SectorSize: r.Disk.SectorSize}
 	for _, p := range r.Disk.Partitions {
-		part := diskimage.Partition{Name: p.Name, GUID: id.partition(p.Name), Role: diskimage.Role(p.Type), Grow: p.Grow}
-		switch part.Role {
-		case diskimage.RoleESP:
-			part.Type = diskimage.TypeESP
-		case diskimage.RoleConfig:
-			part.Type, part.Attributes = diskimage.TypeBasicData, diskimage.AttrNoAutoMount
-		case diskimage.RoleRoot:
-			part.Type = rootTypes[r.Arch]
-		default:
-			part.Type = diskimage.TypeLinuxData
+		part := diskimage.Partition{Name: p.Name, GUID: id.partition(p.Name), Type: partitionType(r.Arch, p), Role: diskimage.Role(p.Type), Grow: p.Grow}
+		if part.Role == diskimage.RoleConfig {
+			part.Attributes = diskimage.AttrNoAutoMount
+		}
+		if name := slotLabel(r, p); name != "" {
+			part.Name = name
 		}
 		t.Partitions = append(t.Partitions, part)
 	}

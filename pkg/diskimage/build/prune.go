@@ -13,8 +13,9 @@ import (
 )
 
 // cacheKinds are the folders of a cache whose files may go: what is in them is
-// made or fetched again. locks and tmp are not among them.
-var cacheKinds = []string{"debs", "lists", "roots", "requests", "steps", "layers", "builds", "last", "mounts", "initramfs"}
+// made or fetched again. locks and tmp are not among them, nor the folders of run steps'
+// cache: files there may belong to subordinate ids (sandbox.RemoveCaches).
+var cacheKinds = []string{"debs", "lists", "roots", "requests", "steps", "layers", "builds", "last"}
 
 // busy is how long after its last use an entry stays whatever its size: another
 // build may have looked it up and not opened it yet.

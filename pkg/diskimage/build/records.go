@@ -46,3 +46,6 @@ func PutRecord(dir, entry string, v any) error {
 func recordPath(dir, entry string) string {
 	return filepath.Join(dir, filepath.FromSlash(entry)+".json")
 }
+
+// WriteFile writes a file, whole or not at all.
+func WriteFile(name string, b []byte) error { return atomicfile.WriteFile(name, b, 0o644) }

@@ -21,25 +21,30 @@ var errUnknown = errors.New("known once the step has run")
 
 // steps lists what makes the image, in order (docs/build.md).
 func (b *builder) steps() []step {
-	out := []step{{"packages", b.baseInputs, b.base}}
+	return append(b.treeSteps(), step{"boot", b.bootInputs, b.boot}, step{"layout", b.layoutInputs, b.layout})
+}
+
+// treeSteps lists what makes the tree that the image boots.
+func (b *builder) treeSteps() []step {
+	var out []step
+	if from := b.recipe.Base.Debian; from != nil {
+		out = append(out, step{"packages", b.debianInputs, func(ctx context.Context) error { return b.debian(ctx, *from) }})
+	} else {
+		out = append(out, step{"base", b.baseInputs, b.base})
+		if len(b.recipe.Packages) > 0 {
+			out = append(out, b.installStep())
+		}
+	}
 	out = append(out, b.runs("packages")...)
 	out = append(out, step{"tree", b.treeInputs, b.customize})
 	if files := b.runs("files"); len(files) > 0 {
 		out = append(append(out, files...), step{"clean", nil, b.clean})
 	}
-	return append(out, step{"boot", b.bootInputs, b.boot}, step{"layout", b.layoutInputs, b.layout})
+	return out
 }
 
-// base brings the tree that the recipe starts from, with its packages.
-func (b *builder) base(ctx context.Context) error {
-	if base := b.recipe.Base.Debian; base != nil {
-		return b.debian(ctx, *base)
-	}
-	return b.recipe.Errorf("base", "this base is not supported yet")
-}
-
-// baseInputs finds the packages that the cache has for the recipe.
-func (b *builder) baseInputs(ctx context.Context) ([]StepInput, error) {
+// debianInputs finds the packages that the cache has for the recipe.
+func (b *builder) debianInputs(ctx context.Context) ([]StepInput, error) {
 	base := b.recipe.Base.Debian
 	if base == nil {
 		return nil, errUnknown
@@ -57,38 +62,26 @@ func (b *builder) baseInputs(ctx context.Context) ([]StepInput, error) {
 	return nil, errUnknown
 }
 
-// runs returns the recipe's own steps that come after packages or files.
-func (b *builder) runs(after string) (out []step) {
-	for i, r := range b.recipe.Run {
-		if r.After == after {
-			out = append(out, step{"run " + r.Name, nil, func(ctx context.Context) error { return b.runStep(ctx, i) }})
-		}
-	}
-	return out
-}
-
-// runStep runs the recipe's step i in the tree.
-func (b *builder) runStep(_ context.Context, i int) error {
-	return b.recipe.Errorf("run", "step %s: not supported yet", b.recipe.Run[i].Name)
-}
-
-// customize turns the package manager's tree into the recipe's.
+// customize turns the base's tree into the recipe's.
 func (b *builder) customize(context.Context) error {
+	m := &b.image.made
+	if b.options.Evidence && (m.installed == nil || len(b.recipe.Packages) > 0) {
+		m.installed = b.tree.Clone()
+	}
+	if b.image.Record.Packages == nil {
+		b.listPackages()
+	}
 	if err := packages.Golden(b.tree, b.recipe.Epoch); err != nil {
 		return err
 	}
 	if err := customize.Apply(b.tree, b.recipe); err != nil {
 		return err
 	}
+	b.isGolden, b.customized = true, b.tree.Clone()
 	if !b.options.Evidence {
 		return nil
 	}
-	var err error
-	b.image.made.sources, err = listSources(b.recipe)
+	sources, err := listSources(b.recipe)
+	m.sources = append(m.sources, sources...)
 	return err
-}
-
-// clean takes out of the tree what steps may have left of the machine that they ran on.
-func (b *builder) clean(context.Context) error {
-	return packages.Golden(b.tree, b.recipe.Epoch)
 }

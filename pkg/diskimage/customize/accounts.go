@@ -173,6 +173,9 @@ func resolveID(d *database, what, s string) (uint32, error) {
 	if id, ok := parseID(s); ok {
 		return id, nil
 	}
+	if s == "root" && !d.found {
+		return 0, nil // which it is, in a tree that names nobody
+	}
 	return 0, fmt.Errorf("no %s %q in %s%s", what, s, d.path, recipe.Nearest(s, d.names()))
 }
 

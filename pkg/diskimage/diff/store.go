@@ -68,6 +68,19 @@ func (s *store) put(c *diskimage.Chunk, data []byte) {
 	}
 }
 
+// Reader is a part of one disk, read chunk by chunk: what package extfs takes,
+// and tells what it is about to read. It is not for concurrent use.
+type Reader struct{ view }
+
+// NewReader returns a reader of the area of an image that keeps at most keep
+// bytes of chunks, or one.
+func NewReader(im Image, area diskimage.Extent, keep int64) *Reader {
+	return &Reader{view{newStore(keep), im, area}}
+}
+
+// Read returns what was read of the disk so far.
+func (r *Reader) Read() Read { return r.store.read }
+
 // view is a partition of one disk, read through the store.
 type view struct {
 	store *store

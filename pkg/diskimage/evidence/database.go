@@ -45,7 +45,7 @@ func (o OS) Distro() string {
 	}
 }
 
-// Package is one installed Debian package.
+// Package is one installed package, of Debian, Alpine or Arch.
 type Package struct {
 	Name, Version, Arch string
 	Source              string // the source package's name
@@ -58,6 +58,7 @@ type Package struct {
 	License             License          // as its copyright file declares
 	Archive             diskimage.Digest // SHA-256 of the .deb; zero if not known
 
+	kind               string   // "" is Debian's
 	requires, provides []string // as in the database, until all are read
 }
 
@@ -65,15 +66,32 @@ type Package struct {
 type Database struct {
 	OS       OS
 	Packages []Package // by name, then architecture
+	Unread   string    // the path of a package database whose format is not read: RPM's; "" for none
 
 	relations int // clauses read so far
 }
 
-// ReadDatabase reads dpkg's database and the packages' copyright files of a
-// tree. A tree without a database has no packages; a database that lists one
+// ReadDatabase reads the databases of dpkg, with the packages' copyright files, of
+// apk and of pacman in a tree. RPM's is not read, but noted. A tree without a database has no packages; a database that lists one
 // twice is an error. Copyright files that are missing, too large or not
 // machine-readable are no error: the package has no License then.
 func ReadDatabase(t *tree.Tree) (*Database, error) {
+	db, err := ListPackages(t)
+	if err != nil {
+		return nil, err
+	}
+	licenses := newLicenseReader(t)
+	for i := range db.Packages {
+		if db.Packages[i].kind != "" {
+			continue // whose licences are words without texts
+		}
+		db.Packages[i].License = licenses.read(db.Packages[i].Name)
+	}
+	return db, nil
+}
+
+// ListPackages is ReadDatabase without the licences, which take the longest.
+func ListPackages(t *tree.Tree) (*Database, error) {
 	db := &Database{}
 	var err error
 	if db.OS, err = readOS(t); err != nil {
@@ -90,6 +108,10 @@ func ReadDatabase(t *tree.Tree) (*Database, error) {
 			return nil, fmt.Errorf("package database: %w", err)
 		}
 	}
+	if err := cmp.Or(db.readAlpine(t), db.readArch(t)); err != nil {
+		return nil, fmt.Errorf("package database: %w", err)
+	}
+	db.Unread = unread(t)
 	slices.SortFunc(db.Packages, comparePackages)
 	for i := 1; i < len(db.Packages); i++ {
 		if p := &db.Packages[i]; comparePackages(db.Packages[i-1], *p) == 0 {
@@ -97,15 +119,11 @@ func ReadDatabase(t *tree.Tree) (*Database, error) {
 		}
 	}
 	db.resolve()
-	licenses := newLicenseReader(t)
-	for i := range db.Packages {
-		db.Packages[i].License = licenses.read(db.Packages[i].Name)
-	}
 	return db, nil
 }
 
 func comparePackages(a, b Package) int {
-	return cmp.Or(strings.Compare(a.Name, b.Name), strings.Compare(a.Arch, b.Arch))
+	return cmp.Or(strings.Compare(a.Name, b.Name), strings.Compare(a.Arch, b.Arch), strings.Compare(a.kind, b.kind))
 }
 
 // readOptional is tree.ReadFile, nil for a file that is not there.
@@ -148,16 +166,10 @@ func (db *Database) read(t *tree.Tree, name string) error {
 		if len(status) != 3 || status[2] == "not-installed" || status[2] == "config-files" {
 			continue
 		}
-		if len(db.Packages) == maxPackages {
-			return fmt.Errorf("%s: more than %d packages", name, maxPackages)
-		}
 		pkg := Package{
 			Name: p.line("Package"), Version: p.line("Version"), Arch: p.line("Architecture"),
 			Maintainer: p.line("Maintainer"), Original: p.line("Original-Maintainer"),
 			Homepage: p.line("Homepage"), Summary: p.line("Description"),
-		}
-		if pkg.Name == "" || pkg.Version == "" || pkg.Arch == "" {
-			return fmt.Errorf("%s: package %q without name, version or architecture", name, pkg.Name)
 		}
 		pkg.Source = pkg.Name
 		if source, rest, ok := strings.Cut(p.line("Source"), "("); source != "" { // NAME (VERSION)
@@ -168,10 +180,9 @@ func (db *Database) read(t *tree.Tree, name string) error {
 		}
 		pkg.requires = append(relations(p, "Pre-Depends"), relations(p, "Depends")...)
 		pkg.provides = relations(p, "Provides")
-		if db.relations += len(pkg.requires) + len(pkg.provides); db.relations > maxRelations {
-			return fmt.Errorf("%s: more than %d relations between packages", name, maxRelations)
+		if err := db.add(name, pkg); err != nil {
+			return err
 		}
-		db.Packages = append(db.Packages, pkg)
 	}
 	return nil
 }
@@ -191,6 +202,14 @@ func relations(p paragraph, name string) (out []string) {
 	return out
 }
 
+// relation returns the name in a relation of a package.
+func (p *Package) relation(s string) string {
+	if p.kind != "" {
+		return s // it was taken out of it when it was read: so:libc.so.1 is one
+	}
+	return relationName(s)
+}
+
 // relationName returns the package's name of "name:any (>= 1)".
 func relationName(s string) string {
 	s = strings.TrimSpace(s)
@@ -208,7 +227,8 @@ func (db *Database) resolve() {
 	for i, p := range db.Packages {
 		named[p.Name] = append(named[p.Name], i)
 		for _, v := range p.provides {
-			provided[relationName(v)] = append(provided[relationName(v)], i)
+			v = p.relation(v)
+			provided[v] = append(provided[v], i)
 		}
 	}
 	for i := range db.Packages {
@@ -225,7 +245,7 @@ func (db *Database) resolve() {
 
 func (db *Database) satisfy(p *Package, clause string, named, provided map[string][]int) []int {
 	for alternative := range strings.SplitSeq(clause, "|") {
-		found := named[relationName(alternative)]
+		found := named[p.relation(alternative)]
 		for _, j := range found {
 			if db.Packages[j].Arch == p.Arch {
 				return []int{j} // of several architectures its own
@@ -236,7 +256,7 @@ func (db *Database) satisfy(p *Package, clause string, named, provided map[strin
 		}
 	}
 	for alternative := range strings.SplitSeq(clause, "|") {
-		if found := provided[relationName(alternative)]; len(found) > 0 {
+		if found := provided[p.relation(alternative)]; len(found) > 0 {
 			return found[:min(len(found), maxProviders)]
 		}
 	}

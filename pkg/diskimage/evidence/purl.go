@@ -1,23 +1,24 @@
 package evidence
 
 import (
+	"cmp"
 	"fmt"
 	"strings"
 )
 
-// PURL returns the package URL of a Debian package:
+// PURL returns the package URL of a package:
 //
 //	pkg:deb/debian/openssh-server@1:9.2p1-2%2Bdeb12u7?arch=amd64&distro=debian-12&upstream=openssh
+//	pkg:apk/alpine/busybox@1.36.1-r29?arch=x86_64&distro=alpine-3.20.3
+//	pkg:alpm/arch/pacman@7.0.0-3?arch=x86_64&distro=arch
 //
-// (package-url specification, type deb). upstream, which scanners look for, names
+// (package-url specification, types deb, apk and alpm). upstream, which scanners look for, names
 // the source package where it has another name or version.
 func (p *Package) PURL(os OS) string {
-	vendor := os.ID
-	if vendor == "" {
-		vendor = "debian"
-	}
+	kind := cmp.Or(p.kind, kindDebian)
+	vendor := cmp.Or(os.ID, map[string]string{kindDebian: "debian", kindAlpine: "alpine", kindArch: "arch"}[kind])
 	var b strings.Builder
-	b.WriteString("pkg:deb/" + escape(vendor) + "/" + escape(strings.ToLower(p.Name)) + "@" + escape(p.Version))
+	b.WriteString("pkg:" + kind + "/" + escape(vendor) + "/" + escape(strings.ToLower(p.Name)) + "@" + escape(p.Version))
 	sep := "?"
 	for _, q := range []struct{ key, value string }{ // in the order of their keys
 		{"arch", p.Arch}, {"distro", os.Distro()}, {"upstream", p.upstream()},

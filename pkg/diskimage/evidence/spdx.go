@@ -139,7 +139,7 @@ func SBOM(c *Contents) ([]byte, error) {
 		CreationInfo: spdxCreation{c.Image.Epoch.UTC().Format(time.RFC3339), []string{"Tool: " + cmp.Or(c.Tool, "imgpipe")}},
 	}}
 	d.image()
-	d.debian()
+	d.system()
 	d.boot()
 	d.files()
 	if err := d.unique(); err != nil {
@@ -211,18 +211,22 @@ func (d *sbom) name(ns string) {
 }
 
 // debian adds the distribution and its packages.
-func (d *sbom) debian() {
+func (d *sbom) system() {
 	db := d.of.Database
 	if db.OS.ID == "" && len(db.Packages) == 0 {
 		return
 	}
-	d.add(spdxPackage{SPDXID: idOS, Name: cmp.Or(db.OS.ID, "debian"), VersionInfo: cmp.Or(db.OS.Version, db.OS.Codename),
-		Purpose: "OPERATING_SYSTEM", Summary: db.OS.Name})
+	os := spdxPackage{SPDXID: idOS, Name: cmp.Or(db.OS.ID, "debian"), VersionInfo: cmp.Or(db.OS.Version, db.OS.Codename),
+		Purpose: "OPERATING_SYSTEM", Summary: db.OS.Name}
+	if db.Unread != "" {
+		os.Comment = "Its packages are in a database of RPM, " + db.Unread + ", which was not read: they are not listed."
+	}
+	d.add(os)
 	d.relate(idImage, "CONTAINS", idOS)
 	texts := map[string]LicenseText{}
 	for i := range db.Packages {
 		p := &db.Packages[i]
-		d.debianPackage(p)
+		d.systemPackage(p)
 		d.relate(idOS, "CONTAINS", packageID(p))
 		for _, j := range p.Depends {
 			d.relate(packageID(p), "DEPENDS_ON", packageID(&db.Packages[j]))
@@ -237,7 +241,7 @@ func (d *sbom) debian() {
 	slices.SortFunc(d.Licenses, func(a, b spdxLicense) int { return strings.Compare(a.ID, b.ID) })
 }
 
-func (d *sbom) debianPackage(p *Package) {
+func (d *sbom) systemPackage(p *Package) {
 	out := spdxPackage{
 		SPDXID: packageID(p), Name: p.Name, VersionInfo: p.Version,
 		Supplier: agent(p.Maintainer), Originator: agent(p.Original),
@@ -265,7 +269,7 @@ func packageID(p *Package) string {
 	if id != name {
 		id += "-" + diskimage.DigestOf([]byte(name)).Hex()[:8]
 	}
-	return "SPDXRef-deb-" + id
+	return "SPDXRef-" + cmp.Or(p.kind, kindDebian) + "-" + id
 }
 
 // organizations are words in the names of maintainers that are no person, and
@@ -342,7 +346,7 @@ func (d *sbom) files() {
 				i = len(d.Packages)
 				d.place[""] = i
 				d.add(spdxPackage{SPDXID: idUnpackaged, Name: d.of.Image.Name + " (unpackaged)", VersionInfo: d.of.Image.Version, Purpose: "OTHER",
-					Comment: "Files that no package lists: made by maintainer scripts, by the build, and by the recipe."})
+					Comment: "Files of which no list of dpkg's says whose they are: made by maintainer scripts, by the build, and by the recipe, or of packages of another kind."})
 				d.relate(idImage, "CONTAINS", idUnpackaged)
 			}
 		}

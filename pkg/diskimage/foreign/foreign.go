@@ -10,9 +10,11 @@
 //	uki, err := foreign.ReadFile(disk, *table.Find(diskimage.RoleESP), "/EFI/BOOT/BOOTX64.EFI", 256<<20)
 //
 // Open, Look and ReadFile bound whatever they read: no bytes make them hold much,
-// run for long or panic. Packages extfs and fatfs read whole filesystems. Nothing
-// here is go-diskfs: 1.9.4 has no qcow2 and no logical partitions, follows a FAT's
-// chains without end, and allocates by sizes that the disk says.
+// run for long or panic. Packages extfs, fatfs and squashfs read whole filesystems;
+// iso
+// finds files of ISO 9660 images. Only that is go-diskfs: 1.9.4 has no qcow2 and no
+// logical partitions, follows a FAT's chains without end, loses mode bits of a
+// squashfs, and allocates by sizes that the disk says.
 package foreign
 
 import (
@@ -25,6 +27,7 @@ import (
 	"github.com/imgpipe/imgpipe/pkg/diskimage"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/foreign/extfs"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/foreign/fatfs"
+	"github.com/imgpipe/imgpipe/pkg/diskimage/foreign/squashfs"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/tree"
 )
 
@@ -39,8 +42,8 @@ func ReadFile(disk diskimage.Disk, p diskimage.Partition, path string, limit int
 	return b, nil
 }
 
-func readFile(r io.ReaderAt, kind, path string, limit int64) ([]byte, error) {
-	t, err := filesTree(r, kind)
+func readFile(r *io.SectionReader, kind, path string, limit int64) ([]byte, error) {
+	t, err := Tree(r, r.Size(), kind)
 	if err != nil {
 		return nil, err
 	}
@@ -62,7 +65,12 @@ func readFile(r io.ReaderAt, kind, path string, limit int64) ([]byte, error) {
 	return b, nil
 }
 
-func filesTree(r io.ReaderAt, kind string) (*tree.Tree, error) {
+// ErrNoReader is in the error of Tree for a filesystem that is not read here.
+var ErrNoReader = errors.New("no reader for this filesystem")
+
+// Tree returns all files of the filesystem in r, size bytes long, by its type as
+// Probe tells it: ext2, ext3, ext4, fat12, fat16, fat32, squashfs.
+func Tree(r io.ReaderAt, size int64, kind string) (*tree.Tree, error) {
 	switch kind {
 	case "fat12", "fat16", "fat32":
 		fsys, err := fatfs.Open(r)
@@ -76,6 +84,12 @@ func filesTree(r io.ReaderAt, kind string) (*tree.Tree, error) {
 			return nil, err
 		}
 		return fsys.Tree()
+	case "squashfs":
+		fsys, err := squashfs.Open(r, size)
+		if err != nil {
+			return nil, err
+		}
+		return fsys.Tree()
 	}
-	return nil, fmt.Errorf("no reader for filesystem %q", kind)
+	return nil, fmt.Errorf("%q: %w", kind, ErrNoReader)
 }

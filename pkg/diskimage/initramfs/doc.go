@@ -8,6 +8,10 @@
 //	err = files.Put("/init", &tree.Inode{Mode: 0o755, Data: program})
 //	image, err := initramfs.Pack(files)                     // cpio, compressed with zstd
 //
+// or, for an image's own root (docs/initramfs.md):
+//
+//	image, names, err := k.Native(initramfs.Native{Init: program, Modules: []string{"ext4"}})
+//
 // It guarantees that the same tree gives the same bytes; that a module comes with
 // all that it depends on, or Closure fails; that what it writes beside them is
 // what depmod would say of the same modules; and that the archive fits the
@@ -44,11 +48,15 @@ func Tree(k *Kernel, modules []*Module) (*tree.Tree, error) {
 // Pack returns the archive of t as one zstd frame: the kernel takes a frame for
 // a whole archive (init/initramfs.c). The entries of first come first.
 func Pack(t *tree.Tree, first ...string) ([]byte, error) {
+	return pack(t, zstd.SpeedBestCompression, first...)
+}
+
+func pack(t *tree.Tree, level zstd.EncoderLevel, first ...string) ([]byte, error) {
 	var b bytes.Buffer
 	if err := Write(&b, t, first...); err != nil {
 		return nil, err
 	}
-	e, err := zstd.NewWriter(io.Discard, zstd.WithEncoderLevel(zstd.SpeedBestCompression), zstd.WithWindowSize(window),
+	e, err := zstd.NewWriter(io.Discard, zstd.WithEncoderLevel(level), zstd.WithWindowSize(window),
 		zstd.WithEncoderConcurrency(1), zstd.WithSingleSegment(false))
 	if err != nil {
 		return nil, fmt.Errorf("initramfs: %w", err)

@@ -34,7 +34,11 @@ func (e *MissingError) Error() string {
 	return fmt.Sprintf("kernel %s has no module %s", e.Release, strings.Join(e.Names, ", "))
 }
 
-const maxBuiltin = 4 << 20 // bytes of modules.builtin
+// Bounds of the lists in a tree, in bytes.
+const (
+	maxBuiltin = 4 << 20  // modules.builtin
+	maxAliases = 64 << 20 // modules.alias
+)
 
 // Open finds the modules of a kernel. Of a module that is there twice the one in
 // updates/ or extra/ counts, as depmod.d(5) has it.
@@ -197,6 +201,9 @@ func (k *Kernel) resolve(word string) ([]string, error) {
 	if k.builtin[word] {
 		return nil, nil
 	}
+	if k.aliases == nil {
+		k.aliases = k.listedAliases()
+	}
 	if k.aliases == nil { // all of them are read: a softdep may mean any
 		k.aliases = map[string][]string{}
 		var errs []error
@@ -220,6 +227,29 @@ func (k *Kernel) resolve(word string) ([]string, error) {
 		}
 	}
 	return k.aliases[word], nil
+}
+
+// listedAliases reads what depmod has listed in the tree, nil where it has not run: it saves
+// reading all modules. Of aliases with wildcards no softdep is one.
+func (k *Kernel) listedAliases() map[string][]string {
+	b, err := k.tree.ReadFile(k.Dir+"/modules.alias", maxAliases)
+	if err != nil {
+		return nil
+	}
+	out := map[string][]string{}
+	for line := range strings.Lines(string(b)) {
+		f := strings.Fields(line)
+		if len(f) != 3 || f[0] != "alias" || strings.ContainsAny(f[1], "*?[") {
+			continue
+		}
+		if a, name := underscores(f[1]), underscores(f[2]); k.paths[name] != "" && !slices.Contains(out[a], name) {
+			out[a] = append(out[a], name)
+		}
+	}
+	for _, names := range out {
+		slices.Sort(names)
+	}
+	return out
 }
 
 // Plain returns the bytes of a module as the kernel loads it, signature included.

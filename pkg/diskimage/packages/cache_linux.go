@@ -313,6 +313,11 @@ func (c *cache) putDeb(name string, r io.Reader) error {
 		_, err := io.Copy(io.Discard, r)
 		return err
 	}
+	return c.storeDeb(u, r)
+}
+
+// storeDeb stores a package if it is what u says.
+func (c *cache) storeDeb(u uri, r io.Reader) error {
 	f, err := c.createTemp("deb")
 	if err != nil {
 		return err
@@ -324,7 +329,7 @@ func (c *cache) putDeb(name string, r io.Reader) error {
 		return err
 	}
 	if d := diskimage.Digest(h.Sum(nil)); d != u.Digest {
-		return fmt.Errorf("digest is %v, the archive says %v", d, u.Digest)
+		return fmt.Errorf("digest is %v, want %v", d, u.Digest)
 	}
 	return c.commit(f, c.debPath(u.Digest))
 }

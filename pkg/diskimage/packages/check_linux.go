@@ -1,18 +1,18 @@
 package packages
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"os/user"
-	"strconv"
 	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/imgpipe/imgpipe/pkg/internal/subid"
 )
 
 // tools are the programs that a run needs beside mmdebstrap, with Debian's
@@ -43,51 +43,17 @@ func (r *run) check() error {
 		return err
 	}
 	for _, file := range []string{"/etc/subuid", "/etc/subgid"} {
-		longest, free, err := subordinates(file, u)
+		longest, free, err := subid.Longest(file, u)
 		if err != nil {
 			return err
 		}
-		if longest < idRange {
+		if longest.Len < subid.Need {
 			kind := strings.TrimPrefix(file, "/etc/") + "s" // --add-subuids, --add-subgids
 			return fmt.Errorf("%w: %s has no range of %d for %s: as root, run: usermod --add-%s %d-%d %s",
-				ErrNoSubordinateIDs, file, idRange, u.Username, kind, free, free+idRange-1, u.Username)
+				ErrNoSubordinateIDs, file, subid.Need, u.Username, kind, free, free+subid.Need-1, u.Username)
 		}
 	}
 	return nil
-}
-
-// idRange is how many ids a Debian tree needs: nobody is 65534.
-const idRange = 65536
-
-// subordinates returns the longest range that file (subuid(5)) gives a user,
-// and the first id after everybody's.
-func subordinates(file string, u *user.User) (longest, free int, err error) {
-	free = 100000 // SUB_UID_MIN of login.defs(5)
-	f, err := os.Open(file)
-	if errors.Is(err, os.ErrNotExist) {
-		return 0, free, nil
-	}
-	if err != nil {
-		return 0, free, err
-	}
-	defer f.Close()
-	s := bufio.NewScanner(f)
-	for s.Scan() {
-		p := strings.Split(strings.TrimSpace(s.Text()), ":")
-		if len(p) != 3 {
-			continue
-		}
-		start, err1 := strconv.ParseUint(p[1], 10, 32)
-		n, err2 := strconv.ParseUint(p[2], 10, 32)
-		if err1 != nil || err2 != nil {
-			continue
-		}
-		free = max(free, int(start+n))
-		if p[0] == u.Username || p[0] == u.Uid {
-			longest = max(longest, int(n))
-		}
-	}
-	return longest, free, s.Err()
 }
 
 // lock takes the flock of a name, waiting for other processes. The file stays,

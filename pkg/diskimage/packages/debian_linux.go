@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -19,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/imgpipe/imgpipe/pkg/diskimage"
+	"github.com/imgpipe/imgpipe/pkg/internal/workdir"
 )
 
 //go:embed setup.sh
@@ -84,6 +86,9 @@ func Cached(ctx context.Context, req Request, o Options) (*Result, error) {
 
 // last returns what the request last led to, here or where Fetch finds it.
 func (r *run) last(ctx context.Context) *Result {
+	if r.Lock != nil {
+		return r.lastLocked(ctx)
+	}
 	res := r.cache.last(r.request)
 	if res == nil && r.Fetch != nil {
 		r.Fetch(ctx, "requests/"+r.request.Hex())
@@ -99,7 +104,28 @@ func (r *run) last(ctx context.Context) *Result {
 	return res
 }
 
+// lastLocked returns the tree that a strict lock led to. A lock that is only a
+// preference is asked of the archive each time.
+func (r *run) lastLocked(ctx context.Context) *Result {
+	key, err := r.lockedKey()
+	if err != nil || !r.Lock.strict() {
+		return nil
+	}
+	res := r.cache.root(key)
+	if res == nil && r.Fetch != nil {
+		r.Fetch(ctx, "roots/"+key.Hex())
+		res = r.cache.root(key)
+	}
+	if res != nil {
+		res.FromCache, res.Entries = true, r.entries(key)
+	}
+	return res
+}
+
 func (r *run) entries(key diskimage.Digest) []string {
+	if r.Lock != nil {
+		return []string{"roots/" + key.Hex()}
+	}
 	return []string{"roots/" + key.Hex(), "requests/" + r.request.Hex()}
 }
 
@@ -168,7 +194,7 @@ func toolVersion(ctx context.Context) (string, error) {
 // result takes the tree from the cache, or makes it there. Processes with the
 // same request wait for each other, so that one does the work.
 func (r *run) result(ctx context.Context) (*Result, error) {
-	if !r.Refresh {
+	if !r.Refresh || r.Lock.strict() {
 		if res := r.last(ctx); res != nil {
 			return res, nil
 		}
@@ -178,14 +204,18 @@ func (r *run) result(ctx context.Context) (*Result, error) {
 		return nil, err
 	}
 	defer unlock()
-	if !r.Refresh {
-		if res := r.cache.last(r.request); res != nil {
-			res.FromCache = true
+	if !r.Refresh || r.Lock.strict() {
+		if res := r.last(ctx); res != nil { // made meanwhile
 			return res, nil
 		}
 	}
 	if err := r.check(); err != nil {
 		return nil, err
+	}
+	if r.Lock != nil {
+		if err := r.obtain(ctx); err != nil {
+			return nil, err
+		}
 	}
 	return r.build(ctx, r.WorkDir, firstNeed)
 }
@@ -198,27 +228,27 @@ func (e *errTooSmall) Error() string { return fmt.Sprintf("about %d MiB are need
 // build runs mmdebstrap once, or twice if the tree turns out not to fit into
 // memory.
 func (r *run) build(ctx context.Context, parent string, need int64) (*Result, error) {
-	for _, p := range []string{parent, sharedMem, varTmp} {
+	for _, p := range []string{parent, workdir.SharedMem, workdir.VarTmp} {
 		if p != "" {
-			sweepWorkDirs(p, r.mode)
+			workdir.Left(p, workPrefix, func(dir string) { removeWorkDir(dir, r.mode) }) // the next build tries again
 		}
 	}
-	dir, err := workDir(parent, need)
+	dir, err := workdir.Make(parent, workPrefix, need)
 	if err != nil {
 		return nil, err
 	}
-	held, err := holdWorkDir(dir)
+	held, err := workdir.Hold(dir)
 	if err != nil {
 		return nil, errors.Join(err, removeWorkDir(dir, r.mode))
 	}
 	defer held.Close()
 	var res *Result
 	if err = r.fill(dir); err == nil {
-		res, err = r.runIn(ctx, dir, strings.HasPrefix(dir, sharedMem+"/") && parent == "")
+		res, err = r.runIn(ctx, dir, strings.HasPrefix(dir, workdir.SharedMem+"/") && parent == "")
 	}
 	err = errors.Join(err, removeWorkDir(dir, r.mode))
 	if small, ok := errors.AsType[*errTooSmall](err); ok {
-		return r.build(ctx, varTmp, small.need)
+		return r.build(ctx, workdir.VarTmp, small.need)
 	}
 	return res, err
 }
@@ -252,6 +282,11 @@ func (r *run) fill(dir string) error {
 			return err
 		}
 	}
+	if r.Lock != nil {
+		if err := r.archive(dir); err != nil {
+			return err
+		}
+	}
 	return os.Chmod(filepath.Join(dir, "keys"), 0o755)
 }
 
@@ -277,10 +312,17 @@ func (r *run) runIn(ctx context.Context, dir string, mayMove bool) (_ *Result, e
 	if err != nil {
 		return nil, errors.Join(err, fromHooks.Close(), hooksOut.Close())
 	}
-	t := newTalk(fromHooks, toHooks, r.cache)
+	var kept store = r.cache
+	if r.Lock.strict() {
+		kept = lockedStore{r.cache}
+	}
+	t := newTalk(fromHooks, toHooks, kept)
 	t.terms = r.req.terms()
 	var cached *Result
 	t.decide = func(s []Source) (bool, error) {
+		if r.Lock != nil {
+			return true, nil
+		}
 		key, err := keyOf(r.request, s)
 		if err == nil {
 			if cached = r.cache.root(key); cached == nil && r.Fetch != nil {
@@ -293,8 +335,11 @@ func (r *run) runIn(ctx context.Context, dir string, mayMove bool) (_ *Result, e
 	var need int64
 	t.planned = func(plan []uri, missing int) error {
 		out.plan(len(plan), missing)
+		if r.Lock.strict() && missing > 0 {
+			return &NotLockedError{Other: r.cache.missing(plan)}
+		}
 		need = estimate(plan)
-		if mayMove && room(dir) < need {
+		if mayMove && workdir.Room(dir) < need {
 			return &errTooSmall{need}
 		}
 		return nil
@@ -343,15 +388,61 @@ func (r *run) runIn(ctx context.Context, dir string, mayMove bool) (_ *Result, e
 	case !t.done:
 		return nil, fmt.Errorf("mmdebstrap ended without running its hooks: %w", talkErr)
 	}
-	key, err := keyOf(r.request, t.sources)
+	key, sources, err := r.outcome(t)
+	if err != nil {
+		return nil, err
+	}
+	locked, err := r.locked(t.packages)
 	if err != nil {
 		return nil, err
 	}
 	res := &Result{
-		Key: key, Sources: t.sources, Packages: t.packages, Kernels: t.kernels,
+		Key: key, Sources: sources, Locked: locked, Packages: t.packages, Kernels: t.kernels,
 		Tool: r.tool, Mode: r.mode, Keyring: diskimage.DigestOf(r.keys), Steps: steps, Size: tar.size, Digest: tar.digest(),
 	}
 	return res, r.keep(f, res)
+}
+
+// outcome returns the key of what was made, and the archives it came from. A strict lock's
+// list has to be what is installed.
+func (r *run) outcome(t *talk) (diskimage.Digest, []Source, error) {
+	if r.Lock.strict() {
+		if err := r.Lock.compareInstalled(t.packages); err != nil {
+			return diskimage.Digest{}, nil, err
+		}
+		key, err := r.lockedKey()
+		return key, r.Lock.Sources, err
+	}
+	key, err := keyOf(r.request, t.sources)
+	if err == nil && r.Lock != nil {
+		key, err = digestJSON([]any{key, "pinned", t.packages})
+	}
+	return key, t.sources, err
+}
+
+// locked says what was installed as a lock does; nil where packages are only unpacked.
+func (r *run) locked(installed []Package) ([]Locked, error) {
+	switch {
+	case r.req.Debian.Variant == VariantExtract:
+		return nil, nil
+	case r.Lock.strict():
+		return r.Lock.Packages, nil
+	}
+	priorities, err := r.cache.priorities(installed)
+	if err != nil {
+		return nil, fmt.Errorf("package cache: %w", err)
+	}
+	out, err := resolved(installed, r.cache.plan, priorities)
+	if err != nil || r.Lock == nil {
+		return out, nil //nolint:nilerr // an archive without SHA-256 builds, and cannot be locked
+	}
+	for i := range out { // what came from the lock's own archive keeps its URL and priority
+		j := slices.IndexFunc(r.Lock.Packages, func(p Locked) bool { return p.Digest == out[i].Digest })
+		if j >= 0 {
+			out[i] = r.Lock.Packages[j]
+		}
+	}
+	return out, nil
 }
 
 // keep puts a finished tree into the cache.
@@ -366,6 +457,9 @@ func (r *run) keep(f *os.File, res *Result) error {
 	if err := r.cache.putJSON(r.cache.path("roots", res.Key.Hex()+".json"), res); err != nil {
 		return fmt.Errorf("package cache: %w", err)
 	}
+	if r.Lock != nil {
+		return nil
+	}
 	return r.cache.setLast(r.request, res.Key)
 }
 
@@ -375,8 +469,11 @@ func (r *run) keep(f *os.File, res *Result) error {
 func (r *run) command(ctx context.Context, dir string) *exec.Cmd {
 	var args []string
 	if r.mode == "root" {
-		args = []string{"unshare", "--mount", "--uts", "--ipc", "--pid", "--fork", "--kill-child=KILL", "--mount-proc",
-			"sh", "-c", `hostname localhost && exec "$@"`, "sh"}
+		args = []string{"unshare", "--mount", "--uts", "--ipc", "--pid", "--fork", "--kill-child=KILL", "--mount-proc"}
+		if r.Lock.strict() {
+			args = append(args, "--net")
+		}
+		args = append(args, "sh", "-c", `hostname localhost && exec "$@"`, "sh")
 	}
 	d := r.req.Debian
 	args = append(args, "perl", "-I"+dir, "-Mcopy", "-S", "mmdebstrap", "--verbose", "--mode="+r.mode, "--format=tar",
@@ -403,7 +500,10 @@ func (r *run) command(ctx context.Context, dir string) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, args[0], args[1:]...)
 	cmd.Dir = "/"
 	cmd.Env = append(append([]string{}, r.Env...), baseEnv...) // the last of a name counts
-	cmd.Env = append(cmd.Env, "TMPDIR="+dir, "SOURCE_DATE_EPOCH="+strconv.FormatInt(r.req.Epoch.Unix(), 10), "IMGPIPE_VARIANT="+d.Variant)
+	cmd.Env = append(cmd.Env, "TMPDIR="+dir, "SOURCE_DATE_EPOCH="+strconv.FormatInt(r.req.Epoch.Unix(), 10), "IMGPIPE_VARIANT="+d.Variant, "IMGPIPE_LOCK="+r.Lock.mode())
+	if r.req.NoInitramfs {
+		cmd.Env = append(cmd.Env, "IMGPIPE_INITRAMFS=no")
+	}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.Cancel = func() error { return unix.Kill(-cmd.Process.Pid, unix.SIGKILL) }
 	cmd.WaitDelay = 5 * time.Second

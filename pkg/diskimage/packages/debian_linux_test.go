@@ -16,6 +16,7 @@ import (
 
 	"github.com/imgpipe/imgpipe/pkg/diskimage"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/recipe"
+	"github.com/imgpipe/imgpipe/pkg/internal/workdir"
 )
 
 // fake is an archive with programs that stand in for the package manager's:
@@ -209,6 +210,7 @@ func TestRequestsThatDifferDoNotShareATree(t *testing.T) {
 		"components": func(r *Request) { r.Debian.Components = []string{"main", "contrib"} },
 		"mirrors":    func(r *Request) { r.Debian.Mirrors = []string{"http://mirror.example/debian"} },
 		"arch":       func(r *Request) { r.Arch = "arm64" },
+		"initramfs":  func(r *Request) { r.NoInitramfs = true },
 		"keyring": func(r *Request) {
 			f.write("other.gpg", "other keys")
 			r.Debian.Keyring = f.path("other.gpg")
@@ -341,7 +343,7 @@ func TestNextBuildSweepsWhatAKilledOneLeft(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if !hold(h) {
+		if !workdir.Flock(h) {
 			t.Fatalf("%s is held", name)
 		}
 		held = append(held, h)

@@ -19,7 +19,7 @@ compiling=$!
 for kernel in "$root"/boot/vmlinuz-*; do
 	[ -f "$kernel" ] || continue
 	version=${kernel##*/vmlinuz-}
-	if [ -x "$root/usr/sbin/update-initramfs" ] && [ ! -e "$root/boot/initrd.img-$version" ]; then
+	if [ "${IMGPIPE_INITRAMFS:-}" != no ] && [ -x "$root/usr/sbin/update-initramfs" ] && [ ! -e "$root/boot/initrd.img-$version" ]; then
 		chroot "$root" /usr/sbin/update-initramfs -c -k "$version"
 	fi
 	echo "kernel $version" >&3
@@ -34,6 +34,9 @@ for f in *.deb; do
 	[ ! -f "$f" ] || grep -qxF -e "$f" "$root/tmp/imgpipe.had" || echo "$f"
 done >"$root/tmp/imgpipe.new"
 tar -cf - -T "$root/tmp/imgpipe.new" >&3
+
+[ "$IMGPIPE_LOCK" != strict ] || mv "$root/tmp/imgpipe.sources.list" "$root/etc/apt/sources.list"
+rm -f "$root/etc/apt/sources.list.d/00imgpipe.list" "$root/etc/apt/preferences.d/00imgpipe"
 
 # the empty keys of the other hook, and any of a type that it does not know: they
 # would differ from run to run, and secrets do not belong in a cache

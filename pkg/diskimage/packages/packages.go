@@ -14,7 +14,7 @@
 // It guarantees that the same request against the same archive (the same
 // InRelease files) gives the same tree after Golden, whoever builds it, where
 // and when; that the distribution's initramfs is generated at most once for a
-// kernel; that a cached result needs no network; that the cache never holds
+// kernel, and not at all where none is wanted; that a cached result needs no network; that the cache never holds
 // anything half-made, whatever is killed; and that a cancelled run leaves no
 // process and no temporary directory behind.
 //
@@ -38,6 +38,8 @@ type Request struct {
 	Arch     string    // Debian's word: amd64, arm64
 	Packages []string  // names, NAME=VERSION or NAME/SUITE; their order means nothing
 	Epoch    time.Time // whole seconds; no timestamp in the tree is later
+
+	NoInitramfs bool // none is generated: whoever asks makes one
 }
 
 // Options says where and how, none of which changes the tree.
@@ -52,6 +54,7 @@ type Options struct {
 	// Fetch brings a cache entry, KIND/KEY, from elsewhere where it can: tried
 	// before the entry is made. nil is nowhere.
 	Fetch func(ctx context.Context, entry string)
+	Lock  *Lock // which packages there are; nil: what the archive has
 }
 
 // Event is a moment of a run. Total is 0 where it is not known.
@@ -89,6 +92,7 @@ type Result struct {
 	Keyring   diskimage.Digest `json:"keyring"`  // of the keys that the archive was checked with
 	Mode      string           `json:"mode"`     // "root" or "unshare"
 	Steps     []StepTime       `json:"steps,omitempty"`
+	Locked    []Locked         `json:"locked,omitempty"` // Packages, as a lock says them
 }
 
 // Source is the signed state of one suite of an archive: its InRelease file.

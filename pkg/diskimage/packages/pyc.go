@@ -23,29 +23,39 @@ const (
 // clampPyc returns the contents of a compiled Python file after its source's
 // time is clamped to epoch; nil if they stay as they are.
 func clampPyc(t *tree.Tree, e tree.Entry, epoch time.Time) (diskimage.Disk, error) {
-	src := pycSource(t, e.Path)
-	size := e.Inode.Size()
-	if src == nil || !src.MTime.After(epoch) || size < pycHeader {
+	src := PycSource(t, e.Path)
+	if src == nil || !src.MTime.After(epoch) {
+		return nil, nil
+	}
+	return RetimePyc(e.Inode, src.MTime, epoch)
+}
+
+// RetimePyc returns the contents of a compiled Python file after its source's time
+// changed from was to now; nil if they stay as they are, since the file was not
+// valid by that time.
+func RetimePyc(n *tree.Inode, was, now time.Time) (diskimage.Disk, error) {
+	size := n.Size()
+	if size < pycHeader {
 		return nil, nil
 	}
 	h := make([]byte, pycHeader)
-	if n, err := e.Inode.Data.ReadAt(h, 0); n < len(h) {
+	if m, err := n.Data.ReadAt(h, 0); m < len(h) {
 		return nil, fmt.Errorf("header of compiled Python: %w", err)
 	}
 	le := binary.LittleEndian
 	if string(h[2:4]) != "\r\n" || le.Uint16(h) < firstMagic || le.Uint32(h[4:]) != 0 ||
-		le.Uint32(h[8:]) != uint32(src.MTime.Unix()) {
+		le.Uint32(h[8:]) != uint32(was.Unix()) {
 		return nil, nil // another format, checked by hash, or stale already
 	}
-	le.PutUint32(h[8:], uint32(epoch.Unix()))
+	le.PutUint32(h[8:], uint32(now.Unix()))
 	return diskimage.Join(size,
 		diskimage.Part{Off: 0, Disk: diskimage.Bytes(h)},
-		diskimage.Part{Off: pycHeader, Disk: diskimage.Section(e.Inode.Data, pycHeader, size-pycHeader)})
+		diskimage.Part{Off: pycHeader, Disk: diskimage.Section(n.Data, pycHeader, size-pycHeader)})
 }
 
-// pycSource returns the source of a compiled file (PEP 3147): __pycache__/a.TAG.pyc
+// PycSource returns the source of a compiled file (PEP 3147): __pycache__/a.TAG.pyc
 // is of ../a.py, a.pyc is of a.py beside it; nil if it is not there.
-func pycSource(t *tree.Tree, p string) *tree.Inode {
+func PycSource(t *tree.Tree, p string) *tree.Inode {
 	dir, name := path.Split(p)
 	name = strings.TrimSuffix(name, ".pyc")
 	if path.Base(dir) == "__pycache__" {

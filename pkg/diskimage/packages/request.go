@@ -17,7 +17,7 @@ import (
 // format is the version of everything here that decides what a tree or its
 // record holds. It is part of every key: raise it when the hooks, the
 // environment or Result change.
-const format = 3
+const format = 4
 
 var (
 	reWord    = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._+/-]*$`)
@@ -100,7 +100,11 @@ func (r Request) identity(tool string, keys []byte) (request, sources diskimage.
 	if sources, err = digestJSON(base); err != nil {
 		return request, sources, err
 	}
-	request, err = digestJSON([]any{base, tool, r.Debian.Variant, r.Packages, r.Epoch.Unix()})
+	all := []any{base, tool, r.Debian.Variant, r.Packages, r.Epoch.Unix()}
+	if r.NoInitramfs {
+		all = append(all, "no initramfs")
+	}
+	request, err = digestJSON(all)
 	return request, sources, err
 }
 

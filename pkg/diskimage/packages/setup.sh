@@ -31,12 +31,26 @@ echo 'DPkg::Path "/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin";' >"$root/etc/a
 mkdir -p "$root/etc/ssh"
 for type in rsa dsa ecdsa ed25519; do : >"$root/etc/ssh/ssh_host_${type}_key"; done
 
+# A lock's packages are an archive of their own: instead of the others, or beside
+# them and preferred. apt runs outside of the tree.
+if [ -n "$IMGPIPE_LOCK" ]; then
+	cp -r "${0%/*}/locked" "$root/tmp/imgpipe.locked"
+	if [ "$IMGPIPE_LOCK" = strict ]; then
+		mv "$root/etc/apt/sources.list" "$root/tmp/imgpipe.sources.list"
+	else
+		cp "$root/tmp/imgpipe.locked/preferences" "$root/etc/apt/preferences.d/00imgpipe"
+	fi
+	mkdir -p "$root/etc/apt/sources.list.d"
+	echo "deb [trusted=yes] copy:$root/tmp/imgpipe.locked ./" >"$root/etc/apt/sources.list.d/00imgpipe.list"
+fi
+
 # the last indices of these sources, so that only news is fetched
 read -r size <&4
 [ "$size" = 0 ] || head -c "$size" <&4 | tar -xf - -C "$lists"
 apt-get update --error-on=any
 cd "$lists"
 for f in *Release; do
+	case $f in *imgpipe.locked*) continue ;; esac
 	[ ! -f "$f" ] || echo "source $(sha256sum <"$f" | cut -d ' ' -f 1) $f" >&3
 done
 echo updated >&3
@@ -44,7 +58,7 @@ echo updated >&3
 read -r answer <&4
 [ "$answer" != stop ] || exit 3
 if [ "$answer" = send ]; then
-	find . -maxdepth 1 -type f ! -name lock -print0 | tar -cf - --null -T - >&3
+	find . -maxdepth 1 -type f ! -name lock ! -name '*imgpipe.locked*' -print0 | tar -cf - --null -T - >&3
 	read -r answer <&4
 fi
 set -f

@@ -90,32 +90,3 @@ func isFolder(c *checker, name, field string) bool {
 	info, err := c.stat(c.beside(field, name))
 	return err == nil && info.IsDir()
 }
-
-// boot checks how the image starts.
-func (c *checker) boot() {
-	b := &c.r.Boot
-	if b.Firmware == "bios" && c.r.has("boot.loader") && b.Loader != "" {
-		c.report("boot.loader", "is of UEFI; BIOS starts GRUB")
-	}
-	menu := b.Loader == "systemd-boot" || b.Firmware == "bios" || b.Firmware == "hybrid"
-	if len(b.Entries) > 0 && !menu {
-		c.report("boot.entries", "a single UKI has no menu; give loader: systemd-boot")
-	}
-	if b.Timeout > 0 && !menu {
-		c.report("boot.timeout", "a single UKI has no menu; give loader: systemd-boot")
-	}
-	if b.Tries > 0 && (b.Loader != "systemd-boot" || b.Firmware == "bios") {
-		c.report("boot.tries", "systemd-boot counts boots; give loader: systemd-boot")
-	}
-	if b.Firmware != "uefi" && c.r.Arch == "arm64" {
-		c.report("boot.firmware", "%s: arm64 has no BIOS", b.Firmware)
-	}
-	if b.SecureBoot != (SecureBoot{}) && b.Firmware == "bios" {
-		c.report("boot.secureBoot", "BIOS checks no signatures")
-	}
-	c.found("boot.secureBoot.key", &b.SecureBoot.Key, false)
-	c.found("boot.secureBoot.cert", &b.SecureBoot.Cert, false)
-	if (b.SecureBoot.Key == "") != (b.SecureBoot.Cert == "") {
-		c.report("boot.secureBoot", "needs both key and cert")
-	}
-}

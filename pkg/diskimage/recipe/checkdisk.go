@@ -70,6 +70,7 @@ func (c *checker) disk() {
 	}
 	c.roots()
 	c.hashes()
+	c.loaders()
 	c.mounts()
 }
 
@@ -128,6 +129,8 @@ func (c *checker) hashes() {
 		case p.For == "":
 		case j < 0:
 			c.report(at, "no partition is named %q", clip(p.For))
+		case c.r.Boot.Initramfs != "native" && !c.bad.has("boot.initramfs"):
+			c.report(at, "the distribution's initramfs opens no sealed root; give boot: {initramfs: native}")
 		case c.r.Disk.Partitions[j].Type != "root":
 			c.report(at, "%q is no root", p.For)
 		case !c.r.Disk.Partitions[j].ReadOnly:
@@ -173,6 +176,7 @@ func (c *checker) partition(p *Partition, field string) {
 			p.FreePercent = 100
 		}
 	case p.Filesystem == "ext4", p.Filesystem == "erofs", p.Type == "verity": // as large as what is in it
+	case p.Slot == "b": // as large as slot a
 	case p.Type == "bios":
 		p.Size = mib
 	case c.bad.has(field + ".size"): // reported

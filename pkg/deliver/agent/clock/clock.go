@@ -5,6 +5,7 @@
 //	sntp, _ := clock.SNTP(ctx, "10.0.0.1")
 //	t, why := clock.Choose(floor, clock.RTC(), sntp, time.Time{})
 //	err := clock.Set(t)
+//	set, err := clock.KeepRTC(t)            // for the system that starts next
 //
 // It guarantees a time that is not before the floor and not absurdly after it,
 // whoever lies. docs/agent.md has the rules.

@@ -1,7 +1,9 @@
 package clock
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"time"
 
@@ -32,8 +34,20 @@ func RTC() time.Time {
 	return time.Time{}
 }
 
-// SetRTC sets the machine's clock, so that the next system starts with the time.
-func SetRTC(t time.Time) error {
+// KeepRTC sets the machine's clock where it is more than a minute from t, so that
+// the next system starts with the time, and reports whether it did. A machine
+// may have none.
+func KeepRTC(t time.Time) (set bool, err error) {
+	if was := RTC(); !was.IsZero() && t.Sub(was).Abs() <= time.Minute {
+		return false, nil
+	}
+	if err := setRTC(t); !errors.Is(err, fs.ErrNotExist) {
+		return err == nil, err
+	}
+	return false, nil
+}
+
+func setRTC(t time.Time) error {
 	f, err := os.OpenFile("/dev/rtc0", os.O_RDWR, 0)
 	if err != nil {
 		return fmt.Errorf("set the machine's clock: %w", err)

@@ -49,14 +49,6 @@ func makeRoom(vars Vars, writes []Write) (rest []Write) {
 	return rest
 }
 
-// Put makes one write, and reads it back.
-func Put(vars Vars, w Write) error {
-	if err := put(vars, w); err != nil {
-		return fmt.Errorf("%s: %w", w.Name.Name, err)
-	}
-	return nil
-}
-
 func put(vars Vars, w Write) error {
 	if w.Data == nil {
 		if err := vars.Delete(w.Name); err != nil && !errors.Is(err, fs.ErrNotExist) {

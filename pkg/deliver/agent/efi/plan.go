@@ -2,7 +2,6 @@ package efi
 
 import (
 	"bytes"
-	"encoding/binary"
 	"fmt"
 	"runtime"
 	"slices"
@@ -26,7 +25,7 @@ type Wish struct {
 	Disk    Partition        // the EFI system partition of the disk that was written
 	Program string           // on it; "" is the one that firmware looks for by itself
 	Policy  Policy           // "" is NetworkFirst
-	Label   string           // what firmware's menu shows behind "imgpipe: "; may be ""
+	Label   string           // what firmware's menu shows behind "imgpipe: "; "": what our entry has, or nothing
 	Others  []diskimage.GUID // EFI system partitions of other disks of this machine: our entries for them are not stale
 }
 
@@ -78,13 +77,18 @@ func NewPlan(s State, w Wish) (Plan, error) {
 	if err != nil {
 		return Plan{}, err
 	}
-	data, err := option.Encode()
-	if err != nil {
-		return Plan{}, fmt.Errorf("our boot entry: %w", err)
-	}
 	number, stale, err := w.choose(s)
 	if err != nil {
 		return Plan{}, err
+	}
+	if e, ok := s.Entries[number]; ok && w.Label == "" {
+		if at, ok := e.Partition(); ok && at.GUID == w.Disk.GUID {
+			option.Description = e.Description
+		}
+	}
+	data, err := option.Encode()
+	if err != nil {
+		return Plan{}, fmt.Errorf("our boot entry: %w", err)
 	}
 	p := Plan{Entry: number}
 	if e, ok := s.Entries[number]; !ok || !bytes.Equal(e.Raw, data) || e.Attributes != bootAttributes {
@@ -203,17 +207,6 @@ func (w Wish) order(s State, kept []uint16, ours uint16) (order []uint16, warnin
 		return append(append(network, ours), rest...), warnings, nil
 	}
 	return nil, nil, fmt.Errorf("boot order %q: want network, disk or keep", w.Policy)
-}
-
-// PlanNext is the write that has the next boot, and only that, come from the
-// network: how a running machine that boots from its disk asks for a redeploy.
-func PlanNext(s State) (Write, error) {
-	for _, n := range append(slices.Clone(s.Order), s.Numbers()...) {
-		if e, ok := s.Entries[n]; ok && e.Err == nil && e.Network() && e.Boots() {
-			return Write{global("BootNext"), binary.LittleEndian.AppendUint16(nil, n), fmt.Sprintf("%q is next", e.Description)}, nil
-		}
-	}
-	return Write{}, fmt.Errorf("the firmware has no active network entry among %d", len(s.Entries))
 }
 
 func orderString(order []uint16) string {

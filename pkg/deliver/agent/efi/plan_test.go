@@ -58,6 +58,10 @@ func TestOurEntryIsUpdatedAndStaleOnesGo(t *testing.T) {
 	if first.Entry != second.Entry || s.Entries[first.Entry].Description != "imgpipe: two" || len(second.Writes) != 1 {
 		t.Errorf("entry %d, then %d: %v", first.Entry, second.Entry, second.Writes)
 	}
+	// An agent that does not know the image, as where it finds the disk done.
+	if _, p := deploy(t, vars, efi.Wish{Disk: wish.Disk}); len(p.Writes) != 0 || p.Entry != first.Entry {
+		t.Errorf("without a label: %v", p.Writes)
+	}
 	// Another image, whose partition has another GUID: the number is used again.
 	wish.Disk = partition("other image")
 	s, third := deploy(t, vars, wish)
@@ -121,23 +125,6 @@ func TestAnEntryThatStartedUsFromTheNetworkComesIntoTheOrder(t *testing.T) {
 	s, p := deploy(t, vars, efi.Wish{Disk: partition("ours")})
 	if want := []uint16{7, 1, 0}; !slices.Equal(s.Order, want) || len(p.Warnings) > 0 {
 		t.Errorf("order %v, want %v; %v", s.Order, want, p.Warnings)
-	}
-}
-
-func TestPlanNext(t *testing.T) {
-	vars := firmware(t, option("debian"), option("inactive pxe"), option("http"), option("pxe"))
-	w, err := efi.PlanNext(state(t, vars))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := efi.Put(vars, w); err != nil {
-		t.Fatal(err)
-	}
-	if s := state(t, vars); s.Next == nil || *s.Next != 2 {
-		t.Errorf("next is %v", s.Next)
-	}
-	if _, err := efi.PlanNext(state(t, firmware(t, option("debian")))); err == nil {
-		t.Error("a firmware without network entries has a next one")
 	}
 }
 

@@ -29,6 +29,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/imgpipe/imgpipe/pkg/internal/decompress"
+	"github.com/imgpipe/imgpipe/pkg/internal/modalias"
 )
 
 // Modules are those of one kernel. It is not safe for concurrent use.
@@ -111,33 +112,9 @@ func (m *Modules) depLine(f []string) {
 
 func (m *Modules) aliasLine(f []string) {
 	if len(f) == 3 && f[0] == "alias" {
-		pattern := normal(f[1])
-		m.aliases[bus(pattern)] = append(m.aliases[bus(pattern)], alias{pattern, strings.ReplaceAll(f[2], "-", "_")})
+		pattern := modalias.Normal(f[1])
+		m.aliases[modalias.Bus(pattern)] = append(m.aliases[modalias.Bus(pattern)], alias{pattern, strings.ReplaceAll(f[2], "-", "_")})
 	}
-}
-
-// bus is what is before the colon, if it is without wildcards: "acpi*:PNP0A03:*"
-// is looked at for every device.
-func bus(s string) string {
-	i := strings.IndexAny(s, ":*?[")
-	if i < 0 || s[i] != ':' {
-		return ""
-	}
-	return s[:i]
-}
-
-// normal has _ for - but inside of sets, as libkmod's alias_normalize does.
-func normal(s string) string {
-	b, in := []byte(s), false
-	for i, c := range b {
-		switch {
-		case c == '[' || c == ']':
-			in = c == '['
-		case c == '-' && !in:
-			b[i] = '_'
-		}
-	}
-	return string(b)
 }
 
 func (m *Modules) softdepLine(f []string) {
@@ -160,73 +137,20 @@ func (m *Modules) softdepLine(f []string) {
 func (m *Modules) builtinLine(f []string) { m.builtin[moduleName(f[0])] = true }
 
 // For returns the modules that a modalias asks for.
-func (m *Modules) For(modalias string) (out []string) {
-	modalias = normal(modalias)
-	keys := []string{bus(modalias), ""}
+func (m *Modules) For(name string) (out []string) {
+	name = modalias.Normal(name)
+	keys := []string{modalias.Bus(name), ""}
 	if keys[0] == "" {
 		keys = keys[:1]
 	}
 	for _, key := range keys {
 		for _, a := range m.aliases[key] {
-			if match(a.pattern, modalias) && !slices.Contains(out, a.module) {
+			if modalias.Match(a.pattern, name) && !slices.Contains(out, a.module) {
 				out = append(out, a.module)
 			}
 		}
 	}
 	return out
-}
-
-// match is fnmatch(3) for aliases: *, ?, and sets such as [0-9]. It takes no
-// more than the product of both lengths.
-func match(pattern, s string) bool {
-	p, i, star, mark := 0, 0, -1, 0
-	for i < len(s) {
-		if p < len(pattern) && pattern[p] == '*' {
-			star, mark = p, i
-			p++
-			continue
-		}
-		if n := matchOne(pattern[p:], s[i]); n > 0 {
-			p, i = p+n, i+1
-			continue
-		}
-		if star < 0 {
-			return false
-		}
-		mark++
-		p, i = star+1, mark
-	}
-	return strings.Trim(pattern[p:], "*") == ""
-}
-
-// matchOne returns how much of the pattern's start matches c; 0: it does not.
-func matchOne(pattern string, c byte) int {
-	switch {
-	case pattern == "":
-		return 0
-	case pattern[0] == '[':
-		if end := strings.IndexByte(pattern, ']'); end > 0 && inSet(pattern[1:end], c) {
-			return end + 1
-		}
-		return 0
-	case pattern[0] == '?' || pattern[0] == c:
-		return 1
-	}
-	return 0
-}
-
-func inSet(set string, c byte) bool {
-	for i := 0; i < len(set); i++ {
-		if i+2 < len(set) && set[i+1] == '-' {
-			if set[i] <= c && c <= set[i+2] {
-				return true
-			}
-			i += 2
-		} else if set[i] == c {
-			return true
-		}
-	}
-	return false
 }
 
 // ErrNone is that the kernel has no such module.
@@ -324,8 +248,8 @@ func (m *Modules) Coldplug(ctx context.Context, say func(format string, args ...
 	quiet := 0
 	for quiet < 3 && ctx.Err() == nil {
 		n := 0
-		for _, modalias := range m.modaliases() {
-			for _, name := range m.For(modalias) {
+		for _, wanted := range m.modaliases() {
+			for _, name := range m.For(wanted) {
 				if _, tried := m.done[name]; tried || m.builtin[name] {
 					continue
 				}

@@ -23,10 +23,10 @@ import (
 // before is what a disk tells of the deploy before this one. Nothing of it is
 // trusted: it keeps a disk from being written, and never has one written.
 type before struct {
-	bootable bool            // LBA 0 is not zeros
-	diskGUID *diskimage.GUID // nil: no GPT
-	instance string          // of the config volume's meta-data
-	epoch    time.Time       // of the image that the config volume was made with
+	bootable bool             // LBA 0 is not zeros
+	table    *diskimage.Table // nil: no GPT
+	instance string           // of the config volume's meta-data
+	epoch    time.Time        // of the image that the config volume was made with
 }
 
 // newer reports whether the disk holds an image of the same name, architecture
@@ -34,7 +34,7 @@ type before struct {
 // files of the config volume have the time of the image's epoch, to two seconds.
 func (b before) newer(im *Image) bool {
 	const resolution = 2 * time.Second // of FAT
-	return im.Table != nil && b.diskGUID != nil && *b.diskGUID == im.Table.DiskGUID && b.epoch.Sub(im.Epoch) > resolution
+	return im.Table != nil && b.table != nil && b.table.DiskGUID == im.Table.DiskGUID && b.epoch.Sub(im.Epoch) > resolution
 }
 
 // maxMetaData bounds what is read of a meta-data.
@@ -51,7 +51,7 @@ func readBefore(disk deliver.Target) (b before) {
 	if err != nil {
 		return b
 	}
-	b.diskGUID = &table.DiskGUID
+	b.table = table
 	for _, p := range table.Partitions {
 		fs, err := fatfs.Open(io.NewSectionReader(disk, p.Extent.Off, p.Extent.Len))
 		if err != nil || fs.Label() != nocloud.Label {

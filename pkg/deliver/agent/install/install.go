@@ -17,6 +17,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"runtime/debug"
 	"time"
 
 	"github.com/imgpipe/imgpipe/pkg/deliver"
@@ -55,9 +56,13 @@ type Installer struct {
 	List func(ctx context.Context) ([]blockdev.Device, error)
 	// Memory returns how many bytes may still be used; nil: not looked at.
 	Memory func() int64
-	// Entries makes boot entries for a disk that was committed; nil: none.
+	// Entries makes boot entries for a disk that was committed, now or by a boot
+	// that was cut off before it came to them: then image is nil. nil: none.
 	Entries func(disk deliver.Target, table *diskimage.Table, image *Image, order wire.BootOrder) []string
-	Appear  time.Duration // how long a disk is waited for that is not there yet; 0: 10 s
+	// Kexec holds the kernel of a disk that was committed ready, for jobs that ask
+	// for it; nil: it cannot be done here.
+	Kexec  func(disk io.ReaderAt, esp diskimage.Extent) error
+	Appear time.Duration // how long a disk is waited for that is not there yet; 0: 10 s
 }
 
 var _ agent.Installer = (*Installer)(nil)
@@ -67,8 +72,13 @@ func refused(problem deliver.Problem, format string, args ...any) error {
 	return &deliver.Error{Problem: problem, State: deliver.StateUntouched, Err: fmt.Errorf(format, args...)}
 }
 
-// leastMemory is what writing takes, beside the index: workers, buffers, TLS.
-const leastMemory = 96 << 20
+// leastMemory is what has to be free for a job, in bytes, and leastLeft what of it
+// for the writing alone: workers, buffers, TLS. Measured: the whole program, 38 MiB
+// at most, most of it there before (docs/environment.md).
+const (
+	leastMemory = 64 << 20
+	leastLeft   = 40 << 20
+)
 
 // Prepare implements agent.Installer.
 func (i *Installer) Prepare(ctx context.Context, job *wire.Job, progress *deliver.Progress, tell agent.Teller) (_ agent.Prepared, err error) {
@@ -89,6 +99,7 @@ func (i *Installer) Prepare(ctx context.Context, job *wire.Job, progress *delive
 	tell("disk", "done", "%s", describe(p.device))
 	before := readBefore(p.disk)
 	if p.already = before.bootable && before.instance == job.ID; p.already {
+		p.table = before.table
 		return p, nil
 	}
 	tell("verify", "started", "%s", job.Image.Digest)
@@ -103,24 +114,49 @@ func (i *Installer) Prepare(ctx context.Context, job *wire.Job, progress *delive
 	if err := p.twins(ctx, tell); err != nil {
 		return nil, err
 	}
+	if err := i.enoughLeft(); err != nil {
+		return nil, err
+	}
 	tell("plan", "done", "%v", p.Plan())
 	return p, nil
 }
 
 // enough refuses a machine that would run out of memory in the middle of a write,
-// and takes fewer workers where there is little.
+// and does with less where there is little.
 func (i *Installer) enough(o *deliver.Options) error {
 	if i.Memory == nil {
 		return nil
 	}
 	free := i.Memory()
 	if free < leastMemory {
-		return refused(deliver.ProblemTarget, "%d MiB of memory are free, and writing takes %d: the machine needs more for this environment", free>>20, leastMemory>>20)
+		return tooLittle(free, leastMemory)
 	}
 	if free < 2*leastMemory {
 		o.Workers = 4
 	}
+	if free < 4*leastMemory { // what is copied from another place is also to be had by the network
+		if o.CopyMemory = (free - leastMemory) / 4; o.CopyMemory < 4<<20 {
+			o.CopyMemory = -1
+		}
+	}
 	return nil
+}
+
+// enoughLeft is enough once the image's index and the plan are in memory: those
+// grow with the image.
+func (i *Installer) enoughLeft() error {
+	if i.Memory == nil {
+		return nil
+	}
+	debug.FreeOSMemory() // else what is garbage counts as used
+	if free := i.Memory(); free < leastLeft {
+		return tooLittle(free, leastLeft)
+	}
+	return nil
+}
+
+func tooLittle(free, least int64) error {
+	return refused(deliver.ProblemTarget, "%d MiB of memory are free, and writing takes %d: the machine needs more for this environment", free>>20, least>>20)
 }
 
 // prepared is a job on its disk.
@@ -130,6 +166,7 @@ type prepared struct {
 	device  *blockdev.Device
 	disk    *blockdev.Disk
 	image   *Image
+	table   *diskimage.Table // of the disk, as it is or shall be; nil: none
 	want    *deliver.Want
 	plan    *deliver.Plan
 	beyond  guard.Beyond
@@ -212,6 +249,7 @@ func (p *prepared) lookAndPlan(ctx context.Context) (err error) {
 		}
 		return err
 	}
+	p.table = p.want.Table()
 	if err := p.beyond.Prepare(disk, p.want); err != nil {
 		return err
 	}
@@ -294,9 +332,25 @@ func (p *prepared) Settle(context.Context) (warnings []string) {
 		warnings = append(warnings, err.Error())
 	}
 	if p.i.Entries != nil {
-		warnings = append(warnings, p.i.Entries(p.disk, p.want.Table(), p.image, p.job.BootOrder)...)
+		warnings = append(warnings, p.i.Entries(p.disk, p.table, p.image, p.job.BootOrder)...)
+	}
+	if p.job.After == wire.Kexec {
+		if err := p.kexec(); err != nil {
+			warnings = append(warnings, fmt.Sprintf("kexec: %v; the machine restarts instead", err))
+		}
 	}
 	return warnings
+}
+
+func (p *prepared) kexec() error {
+	if p.i.Kexec == nil || p.table == nil {
+		return errors.New("it cannot be done here")
+	}
+	esp := p.table.Find(diskimage.RoleESP)
+	if esp == nil {
+		return errors.New("the image has no EFI system partition")
+	}
+	return p.i.Kexec(p.disk, esp.Extent)
 }
 
 // Close implements agent.Prepared.

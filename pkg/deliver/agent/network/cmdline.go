@@ -18,6 +18,7 @@ import (
 	"net"
 	"net/netip"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -136,7 +137,7 @@ func (c *Config) ip(value string) error {
 	case value == "off" || value == "none":
 		c.Off = true
 		return nil
-	case len(f) <= 3 && len(f) >= 2 && ifName.MatchString(f[0]) && (f[1] == "dhcp" || f[1] == "on"):
+	case len(f) <= 3 && len(f) >= 2 && ifName.MatchString(f[0]) && slices.Contains([]string{"dhcp", "on", "any", "auto6", "dhcp6"}, f[1]):
 		c.DHCP = append(c.DHCP, f[0])
 		return nil
 	case len(f) < 7:

@@ -3,6 +3,7 @@
 package network
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -10,11 +11,13 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
 	"time"
 
+	"github.com/insomniacslk/dhcp/iana"
 	"github.com/vishvananda/netlink"
 )
 
@@ -30,12 +33,19 @@ type Network struct {
 	wg     sync.WaitGroup
 	first  chan struct{} // closed once there is an address
 
-	mu     sync.Mutex
-	once   sync.Once
-	leases map[string]Lease
+	uuid string
+	arch iana.Arch
+
+	reached  func() bool
+	patience time.Duration
+	mu       sync.Mutex
+	once     sync.Once
+	leases   map[string]Lease // of IPv4, and what is static
+	leases6  map[string]Lease
+	heard    []string // URLs of our vendor option, of whoever gave one
 }
 
-// Lease is what an interface got.
+// Lease is what an interface got, of IPv4 or IPv6.
 type Lease struct {
 	Interface string
 	Address   netip.Prefix
@@ -44,16 +54,26 @@ type Lease struct {
 	NTP       []netip.Addr
 	MTU       int    // 0: as the card has it
 	Server    string // URL of our server, from our vendor option
+
+	fromRouter, fromDHCP []netip.Addr // of IPv6: DNS is both
 }
 
 // Options say how. The zero value is for the machine as it is.
 type Options struct {
 	Resolv string        // "": /etc/resolv.conf
 	Wait   time.Duration // for the first address; 0: a minute
+	UUID   string        // of the machine, for DHCP to know it by; "": its card's address alone
+	Arch   string        // of the machine, as GOARCH; "": this program's
+	UEFI   bool          // its firmware
+	// Reached reports whether our server proved itself. Until it does, DHCP is
+	// asked anew now and then, and another DHCP server believed than the last time
+	// if there is one: whoever answered may be a stranger. nil: it did.
+	Reached  func() bool
+	Patience time.Duration // until that is done first; 0: half a minute; doubled up to 16 times as long
 }
 
-// Up brings links up, makes bonds and VLANs, and asks by DHCP on every card until
-// ctx ends or Close. It returns once there is an address, or after a while
+// Up brings links up, makes bonds and VLANs, asks by DHCP on every card, and takes
+// what routers advertise, until ctx ends or Close. It returns once there is an address, or after a while
 // without: whoever needs the network tries for longer.
 func Up(ctx context.Context, c Config, say Say, o Options) (*Network, error) {
 	if o.Resolv == "" {
@@ -62,8 +82,15 @@ func Up(ctx context.Context, c Config, say Say, o Options) (*Network, error) {
 	if o.Wait == 0 {
 		o.Wait = time.Minute
 	}
+	if o.Reached == nil {
+		o.Reached = func() bool { return true }
+	}
+	if o.Patience == 0 {
+		o.Patience = 30 * time.Second
+	}
 	ctx, cancel := context.WithCancel(ctx)
-	n := &Network{config: c, say: say, resolv: o.Resolv, cancel: cancel, first: make(chan struct{}), leases: map[string]Lease{}}
+	n := &Network{config: c, say: say, resolv: o.Resolv, cancel: cancel, first: make(chan struct{}), leases: map[string]Lease{}, leases6: map[string]Lease{},
+		uuid: o.UUID, arch: archOf(cmp.Or(o.Arch, runtime.GOARCH), o.UEFI), reached: o.Reached, patience: o.Patience}
 	if err := linkUp("lo"); err != nil {
 		say("lo: %v", err)
 	}
@@ -100,7 +127,14 @@ func (n *Network) Leases() (out []Lease) {
 	for _, l := range n.leases {
 		out = append(out, l)
 	}
-	slices.SortFunc(out, func(a, b Lease) int { return strings.Compare(a.Interface, b.Interface) })
+	for _, l := range n.leases6 {
+		if l.Address.IsValid() {
+			out = append(out, l)
+		}
+	}
+	slices.SortFunc(out, func(a, b Lease) int {
+		return cmp.Or(strings.Compare(a.Interface, b.Interface), a.Address.Addr().Compare(b.Address.Addr())) // IPv4 first
+	})
 	return out
 }
 
@@ -112,7 +146,28 @@ func (n *Network) Servers() []string {
 			out = append(out, l.Server)
 		}
 	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for i := len(n.heard) - 1; i >= 0; i-- { // the newest first
+		if !slices.Contains(out, n.heard[i]) {
+			out = append(out, n.heard[i])
+		}
+	}
 	return out
+}
+
+// maxHeard bounds how many URLs are remembered; the oldest go.
+const maxHeard = 8
+
+func (n *Network) hear(url string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if i := slices.Index(n.heard, url); i >= 0 {
+		n.heard = slices.Delete(n.heard, i, i+1)
+	}
+	if n.heard = append(n.heard, url); len(n.heard) > maxHeard {
+		n.heard = n.heard[1:]
+	}
 }
 
 // NTP returns the time servers that DHCP named, as addresses.
@@ -136,6 +191,9 @@ func (n *Network) watch(ctx context.Context) {
 				continue
 			}
 			known[name] = true
+			if n.config.Off {
+				deaf(name)
+			}
 			if err := linkUp(name); err != nil {
 				n.say("%s: %v", name, err)
 			}
@@ -193,6 +251,7 @@ func (n *Network) configure(ctx context.Context, name string) {
 	if static || n.config.Off || len(n.config.DHCP) > 0 && !slices.Contains(n.config.DHCP, name) {
 		return
 	}
+	n.wg.Go(func() { n.six(ctx, name) })
 	n.dhcp(ctx, name)
 }
 

@@ -11,6 +11,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -25,28 +27,56 @@ func TestMain(m *testing.M) {
 		os.Exit(m.Run())
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	go func() { _, _ = io.Copy(io.Discard, os.Stdin); cancel() }()
+	asked := make(chan struct{})
+	go func() {
+		for in := bufio.NewScanner(os.Stdin); in.Scan(); {
+			asked <- struct{}{}
+		}
+		cancel()
+	}()
 	lines := make(chan string, 64)
 	go func() {
 		for l := range lines {
 			fmt.Println(l)
 		}
 	}()
+	if hurry, err := strconv.Atoi(os.Getenv("IMGPIPE_TEST_HURRY")); err == nil {
+		after = func(d time.Duration) <-chan time.Time { return time.After(d / time.Duration(hurry)) }
+	}
+	if os.Getenv("IMGPIPE_TEST_ALONE") != "" {
+		sixAlone = 0
+	}
 	config, mistakes := ParseCmdline(text)
 	say := func(format string, args ...any) { lines <- fmt.Sprintf(format, args...) }
 	for _, err := range mistakes {
 		say("%v", err)
 	}
-	n, err := Up(ctx, config, say, Options{Resolv: os.Getenv("IMGPIPE_TEST_RESOLV")})
+	o := Options{Resolv: os.Getenv("IMGPIPE_TEST_RESOLV"), UUID: testUUID, UEFI: true, Arch: "amd64"}
+	var up atomic.Pointer[Network]
+	if want := os.Getenv("IMGPIPE_TEST_REACHED"); want != "" { // nothing proves itself until this URL is known
+		o.Patience = time.Second
+		o.Reached = func() bool {
+			n := up.Load()
+			ok := n != nil && slices.Contains(n.Servers(), want)
+			if ok {
+				say("reached of %v", n.Servers())
+			}
+			return ok
+		}
+	}
+	n, err := Up(ctx, config, say, o)
+	up.Store(n)
 	if err != nil {
 		fmt.Println("ended:", err)
 		os.Exit(0)
 	}
-	for _, l := range n.Leases() {
-		b, _ := json.Marshal(l)
-		say("state %s", b)
+	for ctx.Err() == nil {
+		printLeases(n, say)
+		select {
+		case <-asked:
+		case <-ctx.Done():
+		}
 	}
-	<-ctx.Done()
 	n.Close()
 	os.Exit(0)
 }
@@ -76,6 +106,7 @@ func newSite(t *testing.T) *site {
 		}
 		t.Cleanup(func() { _ = exec.Command("ip", "netns", "del", ns).Run() })
 	}
+	s.in(s.srv, "sysctl", "-q", "-w", "net.ipv6.conf.default.dad_transmits=0") // nobody else has our addresses
 	s.wire("srv0", "eth0", machineMAC)
 	s.in(s.srv, "ip", "addr", "add", "10.79.0.1/24", "dev", "srv0")
 	return s
@@ -131,7 +162,7 @@ func (s *site) program(ns string, env []string, args ...string) *program {
 type program struct {
 	t     *testing.T
 	cmd   *exec.Cmd
-	stdin io.Closer
+	stdin io.WriteCloser
 	lines chan string
 	seen  []string
 	ended bool
@@ -143,6 +174,14 @@ func (p *program) stop() {
 		p.stdin.Close()
 		_ = p.cmd.Process.Signal(os.Interrupt)
 		_ = p.cmd.Wait()
+	}
+}
+
+// send gives it a line to read.
+func (p *program) send(line string) {
+	p.t.Helper()
+	if _, err := io.WriteString(p.stdin, line+"\n"); err != nil {
+		p.t.Fatal(err)
 	}
 }
 
@@ -176,13 +215,13 @@ func (p *program) state() (s Lease) {
 	return s
 }
 
-func (s *site) up(cmdline string) *program {
+func (s *site) up(cmdline string, env ...string) *program {
 	s.t.Helper()
 	self, err := os.Executable()
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	return s.program(s.cli, []string{"IMGPIPE_TEST_UP=" + cmdline, "IMGPIPE_TEST_RESOLV=" + s.resolv()}, self)
+	return s.program(s.cli, append(env, "IMGPIPE_TEST_UP="+cmdline, "IMGPIPE_TEST_RESOLV="+s.resolv()), self)
 }
 
 func (s *site) resolv() string { return filepath.Join(s.dir, "resolv.conf") }
@@ -193,10 +232,38 @@ func (s *site) dnsmasq(args ...string) *program {
 	if _, err := exec.LookPath("dnsmasq"); err != nil {
 		s.t.Skip("no dnsmasq")
 	}
-	p := s.program(s.srv, nil, append([]string{"dnsmasq", "--conf-file=/dev/null", "--no-daemon", "--port=0", "--log-dhcp", "--no-ping", "--no-resolv", "--no-hosts",
-		"--user=root", "--dhcp-leasefile=" + filepath.Join(s.dir, fmt.Sprint("leases", sites.Add(1))), "--pid-file=" + filepath.Join(s.dir, "pid"), "--bind-interfaces", "--interface=srv0"}, args...)...)
-	p.expect("DHCP, ")
+	return s.dnsmasqAt(s.srv, "srv0", args...)
+}
+
+func (s *site) dnsmasqAt(ns, name string, args ...string) *program {
+	s.t.Helper()
+	id := fmt.Sprint(sites.Add(1))
+	p := s.program(ns, nil, append([]string{"dnsmasq", "--conf-file=/dev/null", "--no-daemon", "--port=0", "--log-dhcp", "--no-ping", "--no-resolv", "--no-hosts",
+		"--user=root", "--dhcp-leasefile=" + filepath.Join(s.dir, "leases"+id), "--pid-file=" + filepath.Join(s.dir, "pid"+id), "--bind-interfaces", "--interface=" + name}, args...)...)
+	p.expect("dnsmasq-dhcp: ") // its sockets are open
 	return p
+}
+
+// stranger is another host on the machine's wire, with an address; it returns its
+// namespace, in which it is eth0.
+func (s *site) stranger(address string) string {
+	s.t.Helper()
+	ns := s.srv + "x"
+	if out, err := exec.Command("ip", "netns", "add", ns).CombinedOutput(); err != nil {
+		s.t.Fatalf("%v %s", err, out)
+	}
+	s.t.Cleanup(func() { _ = exec.Command("ip", "netns", "del", ns).Run() })
+	s.in(s.srv, "ip", "link", "add", "br0", "type", "bridge", "forward_delay", "0")
+	s.in(s.srv, "ip", "link", "add", "x0", "type", "veth", "peer", "name", "eth0", "netns", ns)
+	s.in(s.srv, "ip", "addr", "flush", "dev", "srv0")
+	for _, name := range []string{"srv0", "x0"} {
+		s.in(s.srv, "ip", "link", "set", name, "master", "br0", "up")
+	}
+	s.in(s.srv, "ip", "addr", "add", "10.79.0.1/24", "dev", "br0")
+	s.in(s.srv, "ip", "link", "set", "br0", "up")
+	s.in(ns, "ip", "addr", "add", address, "dev", "eth0")
+	s.in(ns, "ip", "link", "set", "eth0", "up")
+	return ns
 }
 
 // reaches fails unless the machine finds an address on its link.

@@ -124,7 +124,9 @@ func TestWhoComesIn(t *testing.T) {
 		c.Close()
 		t.Error("nobody at all came in")
 	}
-	h.in()
+	if out, err := h.run(h.in(), "help"); err != nil { // by then it was said who came in
+		t.Error(err, out)
+	}
 	// Only one of the three lines was a key without options.
 	if text := h.console.text(); !strings.Contains(text, "1 keys may come in") || !strings.Contains(text, ssh.FingerprintSHA256(h.key.PublicKey())) {
 		t.Error(text)

@@ -180,6 +180,9 @@ func Reap() {
 // Restart restarts the machine at once. What was written is flushed before.
 func Restart() error { return end(unix.LINUX_REBOOT_CMD_RESTART) }
 
+// Kexec starts the kernel that is held ready; without one it is an error.
+func Kexec() error { return end(unix.LINUX_REBOOT_CMD_KEXEC) }
+
 // PowerOff switches the machine off.
 func PowerOff() error { return end(unix.LINUX_REBOOT_CMD_POWER_OFF) }
 

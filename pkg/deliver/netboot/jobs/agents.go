@@ -25,7 +25,8 @@ type Grant struct {
 	Verdict Verdict
 	Job     *Job          // with Give
 	Secrets *Secrets      // with Give
-	Wait    time.Duration // with Later
+	Wait    time.Duration // with Later; with None: before it restarts
+	Boots   int           // with None: how often it came so in a row
 	Reason  string        // with Later and Freeze
 	Machine *Machine      // as it is now
 	Boot    Boot          // with None
@@ -78,7 +79,12 @@ func (s *Store) Claim(c Claimer, now time.Time) (*Grant, error) {
 	if ok {
 		last = &is.job
 	}
-	g.Boot = boot(last, m.Half)
+	if g.Boot = boot(last, m.Half); g.Verdict == None && g.Boot == BootDisk {
+		g.Wait = s.idle(c.Machine, c.Key, now)
+		g.Boots = s.idlers[c.Machine].boots
+	} else {
+		delete(s.idlers, c.Machine)
+	}
 	return g, nil
 }
 

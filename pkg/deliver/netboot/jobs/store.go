@@ -38,7 +38,8 @@ type Store struct {
 	db   *sql.DB
 	lock *os.File
 
-	write sync.Mutex // one transaction at a time
+	write  sync.Mutex       // one transaction at a time
+	idlers map[string]idler // by machine; guarded by write
 	// mu guards what follows: what is committed, and what is only in memory. It
 	// is never held across a transaction. What the maps point to is not changed.
 	mu       sync.RWMutex
@@ -70,7 +71,7 @@ func Open(path string, o Options, now time.Time) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Store{o: o, db: db, lock: lock, leases: map[string]lease{}, live: map[string]*live{}, handed: map[string]string{}}
+	s := &Store{o: o, db: db, lock: lock, leases: map[string]lease{}, live: map[string]*live{}, handed: map[string]string{}, idlers: map[string]idler{}}
 	if s.machines, s.jobs, err = load(db); err != nil {
 		return nil, errors.Join(fmt.Errorf("%s: %w", path, err), s.Close())
 	}

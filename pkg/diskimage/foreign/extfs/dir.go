@@ -124,20 +124,7 @@ func (w *walk) put(e entry, at int64) (*directory, error) {
 		return nil, nil
 	}
 	d := &directory{path: full, inode: n, entries: map[string]bool{}}
-	if n.flags&flagInline != 0 {
-		return d, nil
-	}
-	runs, err := w.fs.runs(n)
-	for _, r := range runs {
-		if size := min(r.Len, n.size-r.Off); size > 0 {
-			w.dirty += size
-			d.blocks = append(d.blocks, diskimage.Extent{Off: r.At, Len: size})
-		}
-	}
-	if w.dirty > w.fs.Size() {
-		return nil, errors.New("directories share their blocks")
-	}
-	return d, err
+	return d, w.locate(d)
 }
 
 // read appends the entries of a directory to out.

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/imgpipe/imgpipe/pkg/diskimage"
+	"github.com/imgpipe/imgpipe/pkg/diskimage/mkfs/internal/place"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/tree"
 )
 
@@ -30,7 +31,7 @@ func (s synthetic) ReadAt(p []byte, off int64) (int, error) {
 	var word [8]byte
 	for i := 0; i < n; {
 		at := off + int64(i)
-		binary.LittleEndian.PutUint64(word[:], mix64(s.seed+uint64(at/8))|1)
+		binary.LittleEndian.PutUint64(word[:], place.Mix(s.seed+uint64(at/8))|1)
 		i += copy(p[i:n], word[at%8:])
 	}
 	if n < len(p) {
@@ -126,7 +127,7 @@ func (d *debian) bytes(names ...string) (n int64) {
 func (d *debian) replace(name string) {
 	for i := range d.packages[name] {
 		f := &d.packages[name][i]
-		f.seed = mix64(f.seed + 1)
+		f.seed = place.Mix(f.seed + 1)
 		if f.kind == tree.Regular {
 			f.size += f.size * (int64(f.seed%101) - 50) / 1000
 		}

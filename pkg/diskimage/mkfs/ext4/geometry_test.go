@@ -2,6 +2,8 @@ package ext4
 
 import (
 	"testing"
+
+	"github.com/imgpipe/imgpipe/pkg/diskimage/mkfs/internal/place"
 )
 
 // Nothing of the filesystem's own overlaps, at any size; all of it lies in the
@@ -52,7 +54,7 @@ func TestGeometry(t *testing.T) {
 func TestProbeMovesLittleWhenTheSpaceGrows(t *testing.T) {
 	moved, counts := 0, make([]int, 9)
 	for key := range uint64(9000) {
-		a, b := probe(mix64(key), 3, 8), probe(mix64(key), 3, 9)
+		a, b := place.Probe(place.Mix(key), 3, 8), place.Probe(place.Mix(key), 3, 9)
 		if counts[b]++; a != b {
 			moved++
 			if b != 8 {

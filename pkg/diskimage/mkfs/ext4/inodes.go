@@ -4,6 +4,8 @@ import (
 	"cmp"
 	"math/bits"
 	"slices"
+
+	"github.com/imgpipe/imgpipe/pkg/diskimage/mkfs/internal/place"
 )
 
 const smallInodes = 32 // slots of so many share units
@@ -31,7 +33,7 @@ func (l *layout) placeInodes() {
 		c := n.cluster()
 		s := clusters[c]
 		if s == nil {
-			s = &inodeSlot{key: hashString(c)}
+			s = &inodeSlot{key: place.Hash(c)}
 			clusters[c] = s
 			slots = append(slots, s)
 		}
@@ -72,7 +74,7 @@ func (p *inodePlacer) place(slots []*inodeSlot) {
 	var classes [64][]*inodeSlot
 	for _, s := range slots {
 		if s.reserve() <= smallInodes {
-			s.home = mix64(uint64(probe(s.key, 0, buckets)) + 1)
+			s.home = place.Mix(uint64(place.Probe(s.key, 0, buckets)) + 1)
 		}
 		c := bits.Len64(uint64(s.reserve()))
 		classes[c] = append(classes[c], s)
@@ -80,7 +82,7 @@ func (p *inodePlacer) place(slots []*inodeSlot) {
 	for _, todo := range slices.Backward(classes[:]) {
 		slices.SortFunc(todo, func(a, b *inodeSlot) int { return cmp.Compare(a.key, b.key) })
 		for r := 0; r < probes && len(todo) > 0; r++ {
-			todo = slices.DeleteFunc(todo, func(s *inodeSlot) bool { return p.settle(s, probe(s.home, r, p.units)) })
+			todo = slices.DeleteFunc(todo, func(s *inodeSlot) bool { return p.settle(s, place.Probe(s.home, r, p.units)) })
 		}
 		for _, s := range todo {
 			for unit := range p.units {
@@ -150,7 +152,7 @@ func (s *inodeSlot) number(first int64) {
 		todo = slices.DeleteFunc(todo, func(node *node) bool {
 			i := int64(r) % n // after all choices, any
 			if r < probes {
-				i = probe(node.key, r, n)
+				i = place.Probe(node.key, r, n)
 			}
 			if taken[i] {
 				return false

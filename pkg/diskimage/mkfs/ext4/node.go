@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/imgpipe/imgpipe/pkg/diskimage"
+	"github.com/imgpipe/imgpipe/pkg/diskimage/mkfs/internal/place"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/tree"
 )
 
@@ -87,7 +88,7 @@ func (l *layout) collect(t *tree.Tree) error {
 		i, linked := links[e.Inode]
 		if !linked || e.Inode.Kind == tree.Dir {
 			i = int32(len(l.nodes))
-			n := &node{path: e.Path, key: hashString(e.Path), in: e.Inode, parent: parent}
+			n := &node{path: e.Path, key: place.Hash(e.Path), in: e.Inode, parent: parent}
 			l.nodes = append(l.nodes, n)
 			links[e.Inode] = i
 			if e.Inode.Kind == tree.Dir {

@@ -5,6 +5,7 @@ import (
 	"math/bits"
 	"slices"
 
+	"github.com/imgpipe/imgpipe/pkg/diskimage/mkfs/internal/place"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/tree"
 )
 
@@ -63,11 +64,11 @@ func (l *layout) runs() []*run {
 			cluster += "\x00directories"
 		}
 		r := open[cluster]
-		cut := mix64(n.key+1)%runBlocks < uint64(ceilPow2(blocks))
+		cut := place.Mix(n.key+1)%runBlocks < uint64(ceilPow2(blocks))
 		if r == nil || cut {
 			key := n.key
 			if r == nil {
-				key = hashString(cluster)
+				key = place.Hash(cluster)
 			}
 			r = &run{key: key}
 			open[cluster] = r
@@ -96,11 +97,11 @@ func mergeSmall(runs []*run) []*run {
 			out = append(out, r)
 			continue
 		}
-		b := probe(r.key, 0, buckets)
+		b := place.Probe(r.key, 0, buckets)
 		m := merged[b]
 		if m == nil {
 			merged[b] = r
-			r.key = mix64(uint64(b) + 1)
+			r.key = place.Mix(uint64(b) + 1)
 			out = append(out, r)
 			continue
 		}
@@ -187,8 +188,8 @@ func (s slot) halves() [2]slot {
 		n = roundUp(n, chunkBlocks)
 	}
 	return [2]slot{
-		{run: s.run, key: mix64(s.key + 1), off: s.off, n: n, reserve: reserveFor(n)},
-		{run: s.run, key: mix64(s.key + 2), off: s.off + n, n: s.n - n, reserve: reserveFor(s.n - n)},
+		{run: s.run, key: place.Mix(s.key + 1), off: s.off, n: n, reserve: reserveFor(n)},
+		{run: s.run, key: place.Mix(s.key + 2), off: s.off + n, n: s.n - n, reserve: reserveFor(s.n - n)},
 	}
 }
 
@@ -202,7 +203,7 @@ func (p *placer) settle(s slot, start int64) {
 // quarter of its size, which leaves fewer gaps that nothing fits.
 func (p *placer) try(s slot, r int) (int64, bool) {
 	align := max(chunkBlocks, floorPow2(s.reserve)/4)
-	return p.fits(probe(s.key, r, p.span/chunkBlocks)*chunkBlocks/align*align, s.reserve)
+	return p.fits(place.Probe(s.key, r, p.span/chunkBlocks)*chunkBlocks/align*align, s.reserve)
 }
 
 // search returns the first free place behind a slot's first choice.
@@ -210,7 +211,7 @@ func (p *placer) search(s slot) (int64, bool) {
 	if p.full > 0 && s.reserve >= p.full {
 		return 0, false
 	}
-	home := probe(s.key, 0, p.span/chunkBlocks) * chunkBlocks
+	home := place.Probe(s.key, 0, p.span/chunkBlocks) * chunkBlocks
 	for _, part := range [...]blockRange{{home, p.reserved.blocks - home}, {0, home}} {
 		if start, ok := p.scan(part, s.reserve); ok {
 			return start, true

@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/imgpipe/imgpipe/pkg/diskimage"
+	"github.com/imgpipe/imgpipe/pkg/diskimage/mkfs/internal/place"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/tree"
 )
 
@@ -24,7 +25,7 @@ func chunkSums(fs *FS) map[int64]uint64 {
 	add := func(at int64, v ...uint64) {
 		h := sums[at/chunk]
 		for _, x := range v {
-			h = mix64(h*31 + x + 1)
+			h = place.Mix(h*31 + x + 1)
 		}
 		sums[at/chunk] = h
 	}

@@ -120,6 +120,24 @@ func loadFile(path string, o Options) (*Signer, error) {
 	return newSigner(filepath.Base(path), pub, by)
 }
 
+// Crypto opens a private key of a KMS for formats that sign digests themselves,
+// such as Authenticode. ctx is that of all signatures.
+func Crypto(ctx context.Context, ref string) (crypto.Signer, error) {
+	s, err := Load(ctx, ref, Options{})
+	if err != nil {
+		return nil, err
+	}
+	sv, ok := s.by.(kms.SignerVerifier)
+	if !ok {
+		return nil, fmt.Errorf("key %s: not of a KMS", ref)
+	}
+	by, _, err := sv.CryptoSigner(ctx, func(error) {}) // it is told of a public key that cannot be had, and that was had above
+	if err != nil {
+		return nil, fmt.Errorf("key %s: %w", ref, err)
+	}
+	return by, nil
+}
+
 func newSigner(name string, pub crypto.PublicKey, by signature.Signer) (*Signer, error) {
 	key, err := sign.NewKey(name, pub)
 	if err != nil {

@@ -10,9 +10,9 @@ import (
 	"regexp"
 	"testing"
 
-	"github.com/imgpipe/imgpipe/pkg/deliver/netboot/localboot"
 	"github.com/imgpipe/imgpipe/pkg/diskimage"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/boot/authenticode"
+	"github.com/imgpipe/imgpipe/pkg/diskimage/boot/localboot"
 )
 
 func TestProgram(t *testing.T) {

@@ -1,0 +1,48 @@
+package main
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+
+	netlab "github.com/imgpipe/imgpipe/cmd/internal/lab"
+)
+
+// TestNetbootPlaces boots firmware through a proxy that is not on the DHCP server's
+// host: on another one, and behind a router whose relay asks both.
+func TestNetbootPlaces(t *testing.T) {
+	for _, c := range []struct {
+		name     string
+		firmware netlab.Firmware
+		dhcp     string
+		soak     bool
+	}{
+		{"UEFI PXE and iPXE relayed", netlab.PXE, "relayed", false},
+		{"UEFI HTTP Boot relayed", netlab.HTTP, "relayed", true},
+		{"BIOS PXE and iPXE relayed", netlab.BIOS, "relayed", true},
+		{"UEFI HTTP Boot on another host", netlab.HTTP, "elsewhere", false},
+		{"UEFI PXE and iPXE on another host", netlab.PXE, "elsewhere", true},
+	} {
+		t.Run(strings.ReplaceAll(c.name, " ", "-"), func(t *testing.T) {
+			if c.soak {
+				soak(t)
+			}
+			f := netbootForge(t)
+			f.small(t, "small", "small boots")
+			n := newNetSite(t, siteSpec{dhcp: c.dhcp,
+				defaults: fmt.Sprintf("  image: %s/small:1\n  bootTimeout: none\n  config: {phoneHome: 'off'}\n", registryAt),
+				machines: "  - name: one\n    match: {mac: '52:54:00:77:00:01'}\n"})
+			n.order("deploy", "one")
+			m := n.Machine(netlab.Spec{Name: "one", Number: 1, Firmware: c.firmware})
+			m.PowerOn()
+			m.Wait(bootTime, "committed and acknowledged")
+			n.state("committed")
+			n.holds(m, "small:1")
+			if c.firmware == netlab.BIOS {
+				m.Wait(bootTime, "no job for this machine: its disk boots")
+				return
+			}
+			m.Wait(bootTime, "small boots")
+		})
+	}
+}

@@ -1,0 +1,227 @@
+package build
+
+import (
+	"bytes"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/imgpipe/imgpipe/pkg/diskimage"
+	"github.com/imgpipe/imgpipe/pkg/diskimage/recipe"
+	"github.com/imgpipe/imgpipe/pkg/diskimage/sandbox"
+	"github.com/imgpipe/imgpipe/pkg/diskimage/tree"
+)
+
+const runText = `version: 1
+kind: DiskImage
+name: steps
+release: "1"
+arch: amd64
+epoch: 2026-11-01T00:00:00Z
+base: {tar: {file: base.tar}}
+files:
+  - {path: /etc/motd, content: "golden\n"}
+  - {path: /usr/share/doc/kept, content: "kept\n"}
+remove: ["/usr/share/doc/**"]
+hostname: golden
+run:
+  - name: early
+    after: packages
+    script: |
+      test ! -e /etc/motd
+      test ! -e /etc/hostname   # the base's: of one machine
+      echo early >/etc/early
+  - name: late
+    cache: [/var/cache/count]
+    mounts: [{path: /src, source: src}]
+    secrets: [{name: token, path: /run/token}]
+    script: |
+      echo run >>/var/cache/count/runs
+      cat /etc/early /etc/motd /src/part >/opt
+      test -s /run/token
+      mkdir -p /usr/share/doc/new /var/log
+      echo x >/usr/share/doc/new/file
+      echo x >/var/log/step.log
+      echo changed >/etc/motd
+disk:
+  partitions: [{name: esp, type: esp, size: 64MiB}, {name: root, type: root}]
+`
+
+// stepsTar writes a base that has a shell.
+func stepsTar(t *testing.T, to string) {
+	t.Helper()
+	out := tree.New()
+	put := func(p string, n *tree.Inode) {
+		t.Helper()
+		n.MTime = time.Unix(1700000000, 0)
+		if err := out.Put(p, n); err != nil {
+			t.Fatal(err)
+		}
+	}
+	libraries, _ := exec.Command("ldd", "/bin/busybox").Output() // a static one has none
+	for word := range strings.FieldsSeq("/bin/busybox " + string(libraries)) {
+		if !strings.HasPrefix(word, "/") {
+			continue
+		}
+		b, err := os.ReadFile(word)
+		if err != nil {
+			t.Skip("apt-get install busybox: ", err)
+		}
+		put(word, &tree.Inode{Mode: 0o755, Data: diskimage.Bytes(b)})
+	}
+	for _, name := range []string{"sh", "cat", "mkdir", "test"} {
+		put("/bin/"+name, &tree.Inode{Kind: tree.Symlink, Mode: 0o777, Target: "busybox"})
+	}
+	for p, text := range map[string]string{"/etc/hostname": "builder\n", "/etc/passwd": "root:x:0:0:root:/root:/bin/sh\n", "/etc/group": "root:x:0:\n", "/etc/shadow": "root:*:1::::::\n", "/usr/share/doc/old": "old"} {
+		put(p, &tree.Inode{Mode: 0o644, Data: diskimage.Bytes([]byte(text))})
+	}
+	var b bytes.Buffer
+	if err := tree.WriteTar(&b, out); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(to, b.Bytes(), 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// stepsBuild makes the tree of a recipe with steps, and returns what the builder has.
+func stepsBuild(t *testing.T, r *recipe.Recipe, o Options) (*builder, error) {
+	t.Helper()
+	b := &builder{recipe: r, options: o, image: &Image{made: made{recipe: r}}}
+	t.Cleanup(func() {
+		if err := b.image.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	defer b.closeSandbox() //nolint:errcheck // a test of errors
+	for _, s := range b.treeSteps() {
+		known, err := b.extend(t.Context(), s)
+		if err == nil {
+			err = b.step(t.Context(), s.name, s.run)
+		}
+		if err == nil && !known {
+			_, err = b.extend(t.Context(), s)
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+	return b, nil
+}
+
+func stepsFolder(t *testing.T, text string) (*recipe.Recipe, string) {
+	t.Helper()
+	dir := t.TempDir()
+	stepsTar(t, filepath.Join(dir, "base.tar"))
+	if err := os.Mkdir(filepath.Join(dir, "src"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for name, s := range map[string]string{"recipe.yaml": text, "src/part": "part\n"} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(s), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r, err := recipe.Load(filepath.Join(dir, "recipe.yaml"), recipe.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r, dir
+}
+
+func TestRunSteps(t *testing.T) {
+	if err := sandbox.Check(t.Context(), t.TempDir(), ""); err != nil {
+		t.Skip(err)
+	}
+	r, dir := stepsFolder(t, runText)
+	o := Options{CacheDir: t.TempDir(), Now: time.Now, Secrets: map[string][]byte{"token": []byte("a secret value")}}
+	t.Cleanup(func() {
+		if err := sandbox.RemoveCaches(o.CacheDir); err != nil {
+			t.Error(err)
+		}
+	})
+	b, err := stepsBuild(t, r, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	read := func(p string) string {
+		s, err := b.tree.ReadFile(p, 1000)
+		if err != nil {
+			return err.Error()
+		}
+		return string(s)
+	}
+	for p, want := range map[string]string{"/opt": "early\ngolden\npart\n", "/etc/motd": "changed\n", "/etc/hostname": "golden\n", "/usr/share/doc/kept": "kept\n"} {
+		if got := read(p); got != want {
+			t.Errorf("%s: %q", p, got)
+		}
+	}
+	for _, p := range []string{"/usr/share/doc/new", "/usr/share/doc/old", "/var/log/step.log", "/src", "/run/token", "/var/cache/count/runs"} {
+		if b.tree.Get(p) != nil {
+			t.Errorf("%s is there", p)
+		}
+	}
+	keys := func(b *builder) (out []diskimage.Digest) {
+		for _, k := range b.image.Record.Keys {
+			out = append(out, k.Key)
+		}
+		return out
+	}
+	runs := func() int {
+		found, _ := filepath.Glob(filepath.Join(o.CacheDir, "mounts/*/x/*/runs"))
+		s, err := os.ReadFile(found[0])
+		if err != nil {
+			t.Fatal(err)
+		}
+		return strings.Count(string(s), "run")
+	}
+	// nothing changed: nothing runs, and no secret is wanted; all keys are known before
+	was := b
+	cached := o
+	cached.Secrets = nil
+	if b, err = stepsBuild(t, r, cached); err != nil || runs() != 1 || !slices.Equal(keys(b), keys(was)) {
+		t.Errorf("%v, ran %d times", err, runs())
+	}
+	if d := tree.DiffContents(was.tree, b.tree); len(d) > 0 {
+		t.Error(d)
+	}
+	// what is mounted counts, and a refresh
+	if err := os.WriteFile(filepath.Join(dir, "src/part"), []byte("other\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if b, err = stepsBuild(t, r, o); err != nil || runs() != 2 || read("/opt") != "early\ngolden\nother\n" {
+		t.Errorf("%v, ran %d times", err, runs())
+	}
+	o.Refresh = true
+	if b, err = stepsBuild(t, r, o); err != nil || runs() != 3 {
+		t.Errorf("%v, ran %d times", err, runs())
+	}
+}
+
+func TestRunStepFails(t *testing.T) {
+	if err := sandbox.Check(t.Context(), t.TempDir(), ""); err != nil {
+		t.Skip(err)
+	}
+	for _, c := range []struct{ from, to, want string }{
+		{"test -s /run/token", "echo why; exit 3", "recipe.yaml:24:13: step late: exit status 3; its last lines:\n\twhy"},
+		{"test -s /run/token", "cat /run/token >/etc/x", "the secret token is in /etc/x"},
+		{"    cache: [/var", "    user: nobody\n    cache: [/var", `run[1].user: the tree has no user "nobody"`},
+		{"name: token,", "name: other,", "run[1].secrets[0].name: the secret other was not given: --secret other=FILE"},
+	} {
+		r, _ := stepsFolder(t, strings.Replace(runText, c.from, c.to, 1))
+		o := Options{CacheDir: t.TempDir(), Now: time.Now, Secrets: map[string][]byte{"token": []byte("a secret value")}}
+		_, err := stepsBuild(t, r, o)
+		if err == nil || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("got %v\nwant %s", err, c.want)
+		}
+		if left, _ := filepath.Glob(filepath.Join(o.CacheDir, "steps/*.tar")); len(left) != 1 {
+			t.Errorf("%s: cached are %q", c.to, left)
+		}
+		if err := sandbox.RemoveCaches(o.CacheDir); err != nil {
+			t.Error(err)
+		}
+	}
+}

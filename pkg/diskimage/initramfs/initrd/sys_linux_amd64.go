@@ -1,0 +1,3 @@
+package initrd
+
+const sysFinitModule = 313

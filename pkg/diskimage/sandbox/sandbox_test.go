@@ -1,0 +1,110 @@
+package sandbox
+
+import (
+	"bytes"
+	"os"
+	"os/exec"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/imgpipe/imgpipe/pkg/diskimage"
+	"github.com/imgpipe/imgpipe/pkg/diskimage/tree"
+)
+
+var epoch = time.Date(2026, 11, 1, 0, 0, 0, 0, time.UTC)
+
+// busybox is a tree with a shell in it.
+func busybox(t *testing.T) *tree.Tree {
+	t.Helper()
+	program, err := os.ReadFile("/bin/busybox")
+	if err != nil {
+		t.Skip("apt-get install busybox-static: ", err)
+	}
+	out := tree.New()
+	old := epoch.Add(-time.Hour)
+	put := func(p string, n *tree.Inode) {
+		t.Helper()
+		n.MTime = old
+		if err := out.Put(p, n); err != nil {
+			t.Fatal(err)
+		}
+	}
+	put("/", &tree.Inode{Kind: tree.Dir, Mode: 0o755})
+	put("/bin/busybox", &tree.Inode{Mode: 0o755, Data: diskimage.Bytes(program)})
+	libraries, _ := exec.Command("ldd", "/bin/busybox").Output() // a static one has none
+	for word := range strings.FieldsSeq(string(libraries)) {
+		if !strings.HasPrefix(word, "/") {
+			continue
+		}
+		b, err := os.ReadFile(word)
+		if err != nil {
+			t.Fatal(err)
+		}
+		put(word, &tree.Inode{Mode: 0o755, Data: diskimage.Bytes(b)})
+	}
+	for _, name := range strings.Fields("sh cat ls mkdir rm mv cp ln chmod chown touch sleep id stat find ps mount mknod hostname ip nc dd env pwd kill sed grep head tr wc truncate sync test sort printf nproc du mkfifo wget uname tail seq rmdir cp hexdump setsid env whoami basename yes true false setsid nohup readlink") {
+		put("/bin/"+name, &tree.Inode{Kind: tree.Symlink, Mode: 0o777, Target: "busybox"})
+	}
+	put("/etc/passwd", &tree.Inode{Mode: 0o644, Data: diskimage.Bytes([]byte("root:x:0:0::/root:/bin/sh\nops:x:1000:1000::/home/ops:/bin/sh\n"))})
+	put("/etc/group", &tree.Inode{Mode: 0o644, Data: diskimage.Bytes([]byte("root:x:0:\nops:x:1000:\nadm:x:4:ops\n"))})
+	return out
+}
+
+func newBox(t *testing.T) *Sandbox {
+	t.Helper()
+	return boxWith(t, Options{})
+}
+
+func boxWith(t *testing.T, o Options) *Sandbox {
+	t.Helper()
+	if o.CacheDir == "" {
+		o.CacheDir = t.TempDir()
+		t.Cleanup(func() { // before TempDir's: files in it may belong to other ids
+			if err := RemoveCaches(o.CacheDir); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	o.Epoch = epoch
+	box := New(o)
+	t.Cleanup(func() {
+		if err := box.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return box
+}
+
+func run(t *testing.T, box *Sandbox, in *tree.Tree, script string) *tree.Tree {
+	t.Helper()
+	out, err := box.Run(t.Context(), in, Step{Name: "step", Script: script})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+// wantDiff compares what a step changed with lines of tree.Diff.
+func wantDiff(t *testing.T, in, out *tree.Tree, want string) {
+	t.Helper()
+	if got := strings.Join(tree.Diff(in, out), "\n"); got != strings.TrimSpace(want) {
+		t.Errorf("got\n%s\nwant\n%s", got, want)
+	}
+}
+
+func layerOf(t *testing.T, in, out *tree.Tree) []byte {
+	t.Helper()
+	var b bytes.Buffer
+	if err := tree.WriteLayer(&b, in, out); err != nil {
+		t.Fatal(err)
+	}
+	again := in.Clone()
+	if err := again.ApplyLayer(bytes.NewReader(b.Bytes()), int64(b.Len())); err != nil {
+		t.Fatal(err)
+	}
+	if d := tree.DiffContents(out, again); len(d) > 0 {
+		t.Errorf("the layer makes another tree: %q", d)
+	}
+	return b.Bytes()
+}
