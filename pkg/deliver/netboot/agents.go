@@ -8,6 +8,7 @@ import (
 	"math"
 	"mime"
 	"net/http"
+	"os"
 	"strings"
 	"time"
 
@@ -43,6 +44,9 @@ func (s *Server) MayRead(r *http.Request, repository string) bool {
 // errRequest is a request that is malformed.
 var errRequest = errors.New("malformed")
 
+// errLate is a message that did not arrive: nothing is wrong with it.
+var errLate = errors.New("the message did not arrive")
+
 // statusOf gives an error its status and code.
 func statusOf(err error) (int, wire.Code) {
 	for _, e := range []struct {
@@ -50,7 +54,7 @@ func statusOf(err error) (int, wire.Code) {
 		status int
 		code   wire.Code
 	}{
-		{errRequest, http.StatusBadRequest, ""}, {jobs.ErrOrder, http.StatusBadRequest, ""},
+		{errLate, http.StatusRequestTimeout, ""}, {errRequest, http.StatusBadRequest, ""}, {jobs.ErrOrder, http.StatusBadRequest, ""},
 		{jobs.ErrUnknownJob, http.StatusNotFound, wire.UnknownJob}, {jobs.ErrNotYours, http.StatusForbidden, wire.NotYours},
 		{jobs.ErrToken, http.StatusForbidden, ""}, {jobs.ErrFrozen, http.StatusLocked, wire.Frozen},
 		{jobs.ErrSuperseded, http.StatusConflict, wire.Superseded}, {jobs.ErrEnded, http.StatusConflict, wire.Ended},
@@ -110,6 +114,9 @@ func decode(w http.ResponseWriter, r *http.Request, limit int64, v any) error {
 	_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(bodyTime)) // where a connection has none, it waits
 	d := json.NewDecoder(http.MaxBytesReader(w, r.Body, limit))
 	if err := d.Decode(v); err != nil {
+		if r.Context().Err() != nil || errors.Is(err, os.ErrDeadlineExceeded) {
+			return fmt.Errorf("%w: %w", errLate, err)
+		}
 		return fmt.Errorf("%w: %w", errRequest, err)
 	}
 	if _, err := d.Token(); err != io.EOF {

@@ -148,7 +148,7 @@ func (c *Client) call(ctx context.Context, path string, body, answer any) error 
 		}
 		wait := time.Duration((0.5 + rand.Float64()) * float64(pause)) // many agents wait for one server
 		if r, ok := errors.AsType[*Refused](err); ok {
-			if r.Status < 500 && r.Status != http.StatusTooManyRequests {
+			if r.Status < 500 && r.Status != http.StatusTooManyRequests && r.Status != http.StatusRequestTimeout {
 				return err
 			}
 			wait = max(wait, r.after)

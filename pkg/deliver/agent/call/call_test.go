@@ -193,7 +193,7 @@ func TestWhatIsRepeated(t *testing.T) {
 	}
 
 	for name, bad := range map[string]func(http.ResponseWriter){
-		"busy": status(503, ""), "too many": status(429, "{}"), "an answer that is cut": cut, "nonsense": status(200, "<html>"), "a redirect": func(w http.ResponseWriter) {
+		"busy": status(503, ""), "too many": status(429, "{}"), "too late": status(408, "{}"), "an answer that is cut": cut, "nonsense": status(200, "<html>"), "a redirect": func(w http.ResponseWriter) {
 			w.Header().Set("Location", "https://evil.example/")
 			w.WriteHeader(302)
 		},
