@@ -64,7 +64,8 @@ scale: deps
 	IMGPIPE_SCALE=500 $(GO) test -count=1 -timeout 60m -v ./cmd/imgpush -run 'TestScale$$'
 
 # The models of power cuts, and of jobs, with more of everything: minutes.
-soak:
+soak: deps programs
+	@.ci/kernel $(BUILD)/kernel
 	IMGPIPE_SOAK=1 $(GO) test -count=1 -timeout 60m -v ./pkg/deliver -run 'Power|Sync|EIO'
 	IMGPIPE_SOAK=500 $(GO) test -count=1 -timeout 60m -v ./pkg/deliver/netboot/jobs -run Whatever
 	IMGPIPE_NETBOOT=1 $(GO) test -count=1 -v ./pkg/deliver/netboot -run ManyMachines
