@@ -168,6 +168,7 @@ func (b *bench) start(cmdline string, extra []string, expect, reject []string) s
 
 // TestBootsInitFindsTheRoot has the root behind every transport that the kernel has drivers for, named in every way.
 func TestBootsInitFindsTheRoot(t *testing.T) {
+	soak(t)
 	b := newBench(t)
 	tr := b.rootTree(true)
 	e4, err := ext4.New(tr, ext4.Options{Size: 32 << 20, UUID: benchUUID, Label: "bench root"})
@@ -207,6 +208,7 @@ func TestBootsInitFindsTheRoot(t *testing.T) {
 
 // TestBootsInitSaysWhyItFails: a message for each reason, and a restart, whatever "quiet" says.
 func TestBootsInitSaysWhyItFails(t *testing.T) {
+	soak(t)
 	b := newBench(t)
 	empty, err := ext4.New(b.rootTree(false), ext4.Options{Size: 16 << 20, UUID: benchUUID})
 	if err != nil {

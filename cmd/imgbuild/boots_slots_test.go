@@ -71,7 +71,7 @@ func TestBootsSlots(t *testing.T) {
 		h.wants(out, want)
 	}
 	for try := range 3 {
-		out = h.slots(disk, "", "Attempted to kill init")
+		h.slots(disk, "", "Attempted to kill init")
 		t.Logf("release 3, try %d", try+1)
 	}
 	out = h.slots(disk, "", "TRIAL end")

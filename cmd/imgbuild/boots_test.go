@@ -24,6 +24,14 @@ type house struct {
 	cache             string
 }
 
+// soak skips what CI has no time for.
+func soak(t *testing.T) {
+	t.Helper()
+	if os.Getenv("IMGPIPE_SOAK") == "" {
+		t.Skip("IMGPIPE_SOAK is not set: make soak has it")
+	}
+}
+
 func newHouse(t *testing.T) *house {
 	t.Helper()
 	if os.Getenv("IMGPIPE_BOOTS") == "" {

@@ -49,10 +49,12 @@ type agentSite struct {
 	ca     string
 	trust  *sign.Trust
 	layout *oci.Dir
-	later  atomic.Int64 // nanoseconds that the server's clock is ahead
+	start  time.Time
+	later  atomic.Int64 // nanoseconds since then by the server's clock, which only tests move
 
 	mu    sync.Mutex
-	calls []string // METHOD and last part of the path, of /v1
+	calls []string       // the last part of the path, of /v1
+	busy  map[string]int // requests that run, by boot key
 	// before may hold a request up; drop says that it does not arrive, lose that
 	// its reply does not.
 	before     func(r *http.Request)
@@ -64,7 +66,7 @@ const siteMachines = 2
 func newAgentSite(t *testing.T, listen string) *agentSite {
 	t.Helper()
 	dir := t.TempDir()
-	a := &agentSite{t: t, trust: signedImage(t, filepath.Join(dir, "layout"), "1")}
+	a := &agentSite{t: t, start: time.Now(), busy: map[string]int{}, trust: signedImage(t, filepath.Join(dir, "layout"), "1")}
 	var err error
 	if a.layout, err = oci.OpenDir(t.Context(), filepath.Join(dir, "layout")); err != nil {
 		t.Fatal(err)
@@ -112,7 +114,7 @@ func newAgentSite(t *testing.T, listen string) *agentSite {
 	return a
 }
 
-func (a *agentSite) now() time.Time { return time.Now().Add(time.Duration(a.later.Load())) }
+func (a *agentSite) now() time.Time { return a.start.Add(time.Duration(a.later.Load())) }
 
 func (a *agentSite) resolve(ctx context.Context, _ site.Trust, ref, _ string) (wire.Image, error) {
 	name, tag, _ := strings.Cut(ref, ":")
@@ -126,6 +128,9 @@ func (a *agentSite) resolve(ctx context.Context, _ site.Trust, ref, _ string) (w
 // between stands between agents and the server.
 func (a *agentSite) between(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		key := fmt.Sprintf("%x", sha256.Sum256(r.TLS.PeerCertificates[0].RawSubjectPublicKeyInfo))
+		defer a.count(key, -1)
+		a.count(key, 1)
 		a.mu.Lock()
 		if strings.HasPrefix(r.URL.Path, "/v1/") {
 			a.calls = append(a.calls, r.URL.Path[strings.LastIndexByte(r.URL.Path, '/')+1:])
@@ -144,6 +149,21 @@ func (a *agentSite) between(next http.Handler) http.Handler {
 		}
 		next.ServeHTTP(w, r)
 	})
+}
+
+func (a *agentSite) count(key string, n int) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.busy[key] += n
+}
+
+// left waits until nothing runs any more that a boot asked for.
+func (a *agentSite) left(b *oneBoot) {
+	for busy := 1; busy > 0; time.Sleep(time.Millisecond) {
+		a.mu.Lock()
+		busy = a.busy[b.client.Key()]
+		a.mu.Unlock()
+	}
 }
 
 // nowhere is where replies go that do not arrive.

@@ -109,6 +109,7 @@ func TestAgentCutAfterTheCommit(t *testing.T) {
 	first.off()
 	first.end(t, agent.Stopped)
 	close(g.open)
+	a.left(first)
 	if got := a.job("m0"); got.State != jobs.Writing || !boots(t, disk) {
 		t.Fatalf("got %+v", got)
 	}
@@ -144,6 +145,7 @@ func TestAgentFrozen(t *testing.T) {
 	first.off()
 	first.end(t, agent.Stopped)
 	close(g.open)
+	a.left(first)
 	if _, err := a.s.Store().Release("m0", "a person", a.now()); err != nil {
 		t.Fatal(err)
 	}

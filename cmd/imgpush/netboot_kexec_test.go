@@ -112,6 +112,7 @@ func (f forge) espImage(t *testing.T, name string, program []byte) {
 // firmware, and that an image which cannot be started so is started by a restart,
 // with a warning. The machine's clock is years behind, and is set.
 func TestNetbootKexec(t *testing.T) {
+	soak(t)
 	deploy := func(t *testing.T, image, environment string) (*netSite, *netlab.Machine) {
 		n := newNetSite(t, siteSpec{
 			defaults: fmt.Sprintf("  image: %s/%s:1\n  bootTimeout: none\n  after: kexec\n  config: {phoneHome: 'off'}\n", registryAt, image),

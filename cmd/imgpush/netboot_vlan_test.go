@@ -151,6 +151,7 @@ func direct(dir, cmdline string) netlab.Spec {
 // TestNetbootIPv6 holds that a machine is deployed where there is no IPv4: its
 // address by DHCPv6, since a router says so, and the server by its command line.
 func TestNetbootIPv6(t *testing.T) {
+	soak(t)
 	f := netbootForge(t)
 	dir := f.exported(t)
 	f.small(t, "small", "small image boots")
