@@ -99,6 +99,7 @@ func stride(n int) int {
 // TestOneTargetFailsTheOthersGoOn fails each operation of one target, from there
 // on: it is left untouched or not bootable, and the others are complete.
 func TestOneTargetFailsTheOthersGoOn(t *testing.T) {
+	t.Parallel()
 	for victim := range 3 {
 		for n := victim; ; n += stride(13) {
 			all, source := lanes(t)
@@ -191,6 +192,7 @@ func TestSeveralTargetsBadSource(t *testing.T) {
 
 // TestSeveralTargetsInterrupted cancels at every write of one of them.
 func TestSeveralTargetsInterrupted(t *testing.T) {
+	t.Parallel()
 	for n := 0; ; n += stride(17) {
 		all, source := lanes(t)
 		js := jobs(t, all)

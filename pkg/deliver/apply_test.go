@@ -223,6 +223,7 @@ func TestAddsAConfigPartition(t *testing.T) {
 // request: either the image is complete, or the disk does not boot, and no
 // byte is on it that is not the image's or was there before.
 func TestBadSourceNeverReachesTheDisk(t *testing.T) {
+	t.Parallel()
 	faults := map[string]func([]byte) (io.Reader, error){
 		"refused": func([]byte) (io.Reader, error) { return nil, errors.New("connection refused") },
 		"short":   func(b []byte) (io.Reader, error) { return bytes.NewReader(b[:len(b)/2]), nil },
@@ -288,6 +289,7 @@ func TestBadSourceNeverReachesTheDisk(t *testing.T) {
 }
 
 func TestInterruptedDiskDoesNotBoot(t *testing.T) {
+	t.Parallel()
 	before := bootable(t, 8*mib, 512)
 	s := newScene(t, 512, 8*mib)
 	for n := 0; ; n++ {

@@ -92,6 +92,7 @@ func TestExpectSparesOneExtent(t *testing.T) {
 // TestSamplesFirst counts what is read of a disk that shares nothing with the
 // image, of one that shares one chunk, and of one that is the image.
 func TestSamplesFirst(t *testing.T) {
+	t.Parallel()
 	const size = 32 * mib
 	raw := make([]byte, size)
 	scribble(raw[mib:], 9)

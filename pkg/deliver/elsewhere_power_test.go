@@ -85,6 +85,7 @@ func cutCopies(t *testing.T, s *scene, before []byte, depth int) (states int) {
 
 // TestCopyEIO fails every operation of a write that copies, once and for good.
 func TestCopyEIO(t *testing.T) {
+	t.Parallel()
 	eio := errors.New("input/output error")
 	s := newFullScene(t)
 	before := movedBefores(t, s, rand.New(rand.NewPCG(4, 4)))["halves swapped"]

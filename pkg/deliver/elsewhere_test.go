@@ -141,6 +141,7 @@ func layouts(rng *rand.Rand) map[string]func(int) []int {
 // result is right, and what is planned as a copy is not fetched: a copy whose
 // source was overwritten before it was read would be.
 func TestWhatMovedIsCopied(t *testing.T) {
+	t.Parallel()
 	for seed := uint64(0); seed < 8; seed += uint64(stride(7)) {
 		rng := rand.New(rand.NewPCG(seed, 5))
 		for name, place := range layouts(rng) {

@@ -228,6 +228,7 @@ func TestResumeRefetchesNothing(t *testing.T) {
 
 // TestEIO fails every operation once, with and without a torn write.
 func TestEIO(t *testing.T) {
+	t.Parallel()
 	eio := errors.New("input/output error")
 	before := bootable(t, 5*mib, 512)
 	clean := newScene(t, 512, 5*mib)

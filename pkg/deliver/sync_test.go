@@ -73,6 +73,7 @@ func (d *deaf) apply(t *testing.T, s *scene, before []byte) error {
 // body there is one window here: each flush is one line of the program. A disk
 // that starts as a CD has one more, and so has an image that does.
 func TestEverySyncIsNeeded(t *testing.T) {
+	t.Parallel()
 	for _, hybrid := range []bool{false, true} {
 		s := newScene(t, 512, 5*mib)
 		flushes := 5
@@ -171,6 +172,7 @@ func TestClearingAgainSyncs(t *testing.T) {
 // valid nothing of its partitions is erased, and where they lay stays known until
 // they are.
 func TestEverySyncOfErasingIsNeeded(t *testing.T) {
+	t.Parallel()
 	s := newScene(t, 512, 7*mib)
 	before := usedDisk(t, s.size, 512, "md1.0")
 	places := slices.DeleteFunc(s.probe(t, bytes.NewReader(before)), func(sig signature.Signature) bool { return sig.Name == "gpt" || sig.Off < 4*mib })
