@@ -25,7 +25,10 @@ var onlyFlag = &cli.StringSliceFlag{Name: "only", Usage: "of a recipe's matrix, 
 // empty one, if it has no matrix.
 func combinations(c *cli.Context, path string) ([]recipe.Combination, error) {
 	only := map[string]string{}
-	for _, s := range c.StringSlice(onlyFlag.Name) { // the flag is cut at commas
+	for s := range strings.SplitSeq(strings.Join(c.StringSlice(onlyFlag.Name), ","), ",") {
+		if s == "" && !c.IsSet(onlyFlag.Name) {
+			continue
+		}
 		key, value, ok := strings.Cut(s, "=")
 		if _, twice := only[key]; !ok || key == "" || twice {
 			return nil, ui.Usagef(c, "--only %s: want KEY=VALUE, each KEY once", s)

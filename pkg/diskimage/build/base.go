@@ -182,7 +182,15 @@ func (b *builder) recipeBase(ctx context.Context, file string) (err error) {
 	if err != nil {
 		return err
 	}
-	other, err := recipe.Load(file, recipe.Options{})
+	all, err := recipe.Matrix(file, recipe.Options{})
+	if err != nil {
+		return err
+	}
+	o := recipe.Options{}
+	if _, varies := all[0].Choose()["arch"]; varies {
+		o.Choose = map[string]string{"arch": r.Arch}
+	}
+	other, err := recipe.Load(file, o)
 	if err != nil {
 		return err
 	}
