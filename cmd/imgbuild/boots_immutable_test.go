@@ -177,6 +177,9 @@ func TestBootsImmutable(t *testing.T) {
 		{"the filesystem", s.partition("root") + 1024 + 64}, // its label
 		{"the hashes", s.partition("root-verity") + 4096 + 5},
 	} {
+		if c.what != "a file" && os.Getenv("IMGPIPE_SOAK") == "" {
+			continue
+		}
 		again := s.flip(c.off)
 		console := s.boot(true, []string{"is corrupted", "reboot: Restarting system"}, nil)
 		again()
