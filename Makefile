@@ -7,7 +7,7 @@ BUILD     := build
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 export CGO_ENABLED ?= 0
 
-.PHONY: all programs deps tools demo test quick check judges boots test-netboot scale soak bench clean
+.PHONY: all programs deps tools demo test quick check judges boots test-netboot scale soak bench bench-peers clean
 
 all: programs
 
@@ -78,6 +78,10 @@ bench: tools programs
 	@.ci/bench-deliver $(BUILD)
 	PATH=$$PATH:/usr/sbin $(GO) test ./pkg/oci/cache -run NONE -bench Nginx -benchtime 5x
 	@.ci/bench-moved $(BUILD)
+
+# Others that build Debian disks, which are installed by apt.
+bench-peers: deps programs
+	@.ci/bench-peers $(BUILD)
 
 clean:
 	rm -rf $(BUILD)
