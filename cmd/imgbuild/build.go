@@ -37,19 +37,23 @@ ordinary user it needs subordinate ids (/etc/subuid); as root nothing.
 The package manager's output is kept in the cache and used again without network, until
 the recipe's base or packages change or --refresh asks the mirrors.
 
+A recipe with a matrix makes an image for each combination, or for those that --only
+leaves (docs/matrix.md).
+
 A recipe of kind Environment makes what machines boot from the network: kernel, initramfs
 with imgpush as /init, and both in one EFI program (docs/environment.md).
 
   imgbuild build recipes/debian-server.yaml
   imgbuild build recipes/debian-server.yaml -o oci:images:debian-server --set console=tty0
   imgbuild build recipes/debian-server.yaml --raw disk.raw
+  imgbuild build recipe.yaml --only arch=arm64,flavour=server
   imgbuild build recipes/environment.yaml -o oci:images:environment
   imgbuild build recipes/debian-server.yaml --sbom --provenance --key ci.key
   imgbuild build recipe.yaml --secure-boot-key db.key --secure-boot-cert db.crt
   imgbuild build recipe.yaml --secure-boot-key awskms:///alias/db \
     --secure-boot-cert db.crt`,
 		Flags: append([]cli.Flag{
-			setFlag, verifyFlag,
+			setFlag, onlyFlag, verifyFlag,
 			&cli.StringFlag{Name: "output", Aliases: []string{"o"}, Usage: "where the image goes: `oci:DIR[:TAG]`", DefaultText: "oci:images:NAME-RELEASE"},
 			&cli.StringFlag{Name: "raw", Usage: "also write the raw disk to `FILE`, sparsely"},
 			&cli.BoolFlag{Name: "refresh", Usage: "ask the mirrors again even if the cache has the packages"},
@@ -82,20 +86,14 @@ type buildResult struct {
 }
 
 func runBuild(c *cli.Context) (err error) {
-	r, err := oneRecipe(c)
+	images, err := targets(c)
 	if err != nil {
 		return err
 	}
-	begun := time.Now()
-	talk := ui.From(c)
-	out := c.String("output")
-	if out == "" {
-		out = fmt.Sprintf("oci:images:%s-%s", r.Name, r.Release)
+	if len(images) > 1 && c.IsSet("raw") {
+		return ui.Usagef(c, "--raw: the recipe makes %d images; choose one with --only %v", len(images), images[0].combination)
 	}
-	ref, err := outputRef(c, out)
-	if err != nil {
-		return err
-	}
+	out := images[0].out
 	ok, level := zstd.EncoderLevelFromString(c.String("level"))
 	if !ok {
 		return ui.Usagef(c, "--level %s: want fastest, default, better or best", c.String("level"))
@@ -103,17 +101,18 @@ func runBuild(c *cli.Context) (err error) {
 	if err := checkEvidence(c); err != nil {
 		return err
 	}
-	if r.Kind == recipe.KindEnvironment {
-		if err := environmentOptions(c); err != nil {
-			return err
+	b := &imageBuild{c: c, level: level}
+	for _, t := range images {
+		if t.recipe.Kind == recipe.KindEnvironment {
+			if err := environmentOptions(c); err != nil {
+				return err
+			}
+		}
+		if _, err := secureBoot(c, t.recipe); err != nil {
+			return t.failed(err)
 		}
 	}
-	efiSigner, err := secureBoot(c, r)
-	if err != nil {
-		return err
-	}
-	cache, err := cacheDir(c)
-	if err != nil {
+	if b.cache, err = cacheDir(c); err != nil {
 		return err
 	}
 
@@ -123,78 +122,122 @@ func runBuild(c *cli.Context) (err error) {
 			return err
 		}
 	}
-	dir, err := oci.CreateDir(c.Context, ref.Dir)
-	if err != nil {
+	if b.dir, err = oci.CreateDir(c.Context, images[0].ref.Dir); err != nil {
 		return ui.Fail(ui.ExitTarget, fmt.Errorf("--output %s: %w", out, err), "")
 	}
-	defer func() { err = errors.Join(err, dir.Close()) }()
-
-	var key *signer.Signer
+	defer func() { err = errors.Join(err, b.dir.Close()) }()
 	if c.IsSet("key") { // its password is asked for now
-		if key, err = loadKey(c); err != nil {
+		if b.key, err = loadKey(c); err != nil {
 			return err
 		}
 	}
+	return b.all(images)
+}
 
+// imageBuild is what the images of one command share.
+type imageBuild struct {
+	c     *cli.Context
+	level zstd.EncoderLevel
+	cache string
+	dir   *oci.Dir
+	key   *signer.Signer // nil for none
+}
+
+// all builds images in order. What is listed in an index is, once all of that are
+// there.
+func (b *imageBuild) all(images []*target) error {
+	left, made := map[string]int{}, map[string][]v1.Descriptor{}
+	for _, t := range images {
+		left[t.ref.Tag]++
+	}
+	for _, t := range images {
+		if len(images) > 1 {
+			ui.From(b.c).Sayf("building %v", t.combination)
+		}
+		desc, err := b.one(t)
+		if err != nil {
+			return t.failed(err)
+		}
+		tag := t.ref.Tag
+		left[tag]--
+		if !t.joins {
+			continue
+		}
+		if made[tag] = append(made[tag], desc); left[tag] == 0 {
+			if err := b.join(t, made[tag]); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// one builds an image, and returns how its layout lists it.
+func (b *imageBuild) one(t *target) (desc v1.Descriptor, err error) {
+	c, r, dir, begun, talk := b.c, t.recipe, b.dir, time.Now(), ui.From(b.c)
+	efiSigner, err := secureBoot(c, r)
+	if err != nil {
+		return desc, err
+	}
 	if r.Kind == recipe.KindEnvironment {
-		return buildEnvironment(c, r, dir, ref, out, cache, efiSigner, key, begun)
+		return desc, buildEnvironment(c, r, dir, t.ref, t.out, b.cache, efiSigner, b.key, begun)
 	}
 	steps := &buildSteps{talk: talk}
 	options := build.Options{
-		CacheDir: cache, WorkDir: c.String("scratch"), Refresh: c.Bool("refresh"),
+		CacheDir: b.cache, WorkDir: c.String("scratch"), Refresh: c.Bool("refresh"),
 		Env: proxies(), Progress: steps.event, Now: time.Now, Evidence: wantsEvidence(c),
 		SecureBoot: efiSigner, Bases: bases(c),
 	}
 	if err := stepOptions(c, &options); err != nil {
-		return err
+		return desc, err
 	}
-	memory, err := remember(c, cache, r)
+	memory, err := remember(c, b.cache, r)
 	if err != nil {
-		return err
+		return desc, err
 	}
 	defer func() { err = errors.Join(err, memory.close()) }()
 	options.Program, options.Fetch = memory.program, memory.fetch
 	if c.Bool("locked") {
-		l, err := openLock(c, memory.opener)
+		l, err := openLock(c, t.combination, memory.opener)
 		if err != nil {
-			return err
+			return desc, err
 		}
 		options.Locked, options.FetchPackage, memory.lock = l.file, l.fetch, l.file.Digest()
 	}
-	if same, err := memory.same(options, dir, ref); err != nil {
-		return recipeError(baseError(err))
+	if same, err := memory.same(options, dir, t.published()); err != nil {
+		return desc, recipeError(baseError(err))
 	} else if same != nil {
-		return same.finish(c, out, begun)
+		return same.manifest, same.finish(c, t, begun)
 	}
 	image, err := build.Build(c.Context, r, options)
 	if err != nil {
-		return recipeError(baseError(err))
+		return desc, recipeError(baseError(err))
 	}
 	defer func() { err = errors.Join(err, image.Close()) }()
 
-	packed, err := pack(c, talk, dir, ref, r, image, level, options.Locked)
+	packed, err := pack(c, talk, dir, t.previous(), r, image, b.level, options.Locked)
 	if err != nil {
-		return err
+		return desc, err
 	}
 	// The tag comes last: it never names an image that lacks its evidence.
-	documents, err := (&evidenceStep{c, dir, image, packed, key, begun}).run(talk)
+	documents, err := (&evidenceStep{c, dir, image, packed, b.key, begun}).run(talk)
 	if err != nil {
-		return err
+		return desc, err
 	}
-	if err := dir.Publish(c.Context, packed.Descriptor, ref.Tag); err != nil {
-		return err
+	if err := dir.Publish(c.Context, packed.Descriptor, t.published().Tag); err != nil {
+		return desc, err
 	}
 	digest, err := diskimage.ParseDigest(packed.Descriptor.Digest.String())
 	if err != nil {
-		return err
+		return desc, err
 	}
 	a, err := dir.Open(c.Context, oci.Ref{Digest: digest})
 	if err != nil {
-		return err
+		return desc, err
 	}
-	b := built{artifact: a, manifest: packed.Descriptor, record: image.Record, same: packed.Reused, documents: documents}
-	memory.keep(b, image.Entries)
-	return b.finish(c, out, begun)
+	done := built{artifact: a, manifest: packed.Descriptor, record: image.Record, same: packed.Reused, documents: documents}
+	memory.keep(done, image.Entries)
+	return packed.Descriptor, done.finish(c, t, begun)
 }
 
 // built is an image in its layout.
@@ -207,11 +250,11 @@ type built struct {
 }
 
 // finish writes the raw disk where one is wanted, and says what was made.
-func (b built) finish(c *cli.Context, out string, begun time.Time) (err error) {
+func (b built) finish(c *cli.Context, t *target, begun time.Time) (err error) {
 	a, talk := b.artifact, ui.From(c)
 	defer func() { err = errors.Join(err, a.Close()) }()
 	if c.Bool(verifyFlag.Name) {
-		if err := verifyBuild(c, a); err != nil {
+		if err := verifyBuild(c, a, t); err != nil {
 			return err
 		}
 	}
@@ -222,7 +265,7 @@ func (b built) finish(c *cli.Context, out string, begun time.Time) (err error) {
 	}
 	x := a.Index()
 	result := buildResult{
-		Reference: out, Digest: a.Digest(), DiskDigest: x.DiskDigest, DiskSize: x.DiskSize,
+		Reference: t.out, Digest: a.Digest(), DiskDigest: x.DiskDigest, DiskSize: x.DiskSize,
 		DataSize: x.DataSize(), BlobSize: a.StoredSize(), SameSize: b.same, Evidence: b.documents, Seconds: time.Since(begun).Seconds(), Record: b.record,
 	}
 	return talk.Result(result, func(w io.Writer) error {

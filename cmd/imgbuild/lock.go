@@ -20,6 +20,7 @@ import (
 	"github.com/imgpipe/imgpipe/pkg/diskimage/build"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/lock"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/packages"
+	"github.com/imgpipe/imgpipe/pkg/diskimage/recipe"
 	"github.com/imgpipe/imgpipe/pkg/oci"
 	"github.com/imgpipe/imgpipe/pkg/oci/buildcache"
 )
@@ -39,7 +40,7 @@ the recipe is added.
   imgbuild lock recipes/debian-server.yaml --diff
   imgbuild lock recipes/debian-server.yaml --mirror-to registry.example/packages`,
 		Flags: append([]cli.Flag{
-			setFlag, cacheFlag,
+			setFlag, onlyFlag, cacheFlag,
 			&cli.StringSliceFlag{Name: "update", Usage: "let `PACKAGE` move, and what it needs"},
 			&cli.BoolFlag{Name: "upgrade", Usage: "let everything move"},
 			&cli.BoolFlag{Name: "diff", Usage: "say what would change (with --upgrade, unless --update is given), and write nothing"},
@@ -50,14 +51,14 @@ the recipe is added.
 	}
 }
 
-// lockName is where the lock of a recipe lies.
-func lockName(recipe string) string {
-	return strings.TrimSuffix(recipe, filepath.Ext(recipe)) + ".lock.json"
+// lockName is where the lock of a combination of a recipe lies.
+func lockName(path string, x recipe.Combination) string {
+	return strings.TrimSuffix(path, filepath.Ext(path)) + inFileName(x) + ".lock.json"
 }
 
 // readLock reads the lock of a recipe; nil where there is none.
-func readLock(recipe string) (*lock.File, error) {
-	f, err := os.Open(lockName(recipe))
+func readLock(name string) (*lock.File, error) {
+	f, err := os.Open(name)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
@@ -70,11 +71,11 @@ func readLock(recipe string) (*lock.File, error) {
 		return nil, err
 	}
 	if len(b) > lock.MaxSize {
-		return nil, fmt.Errorf("%s: larger than %d bytes", lockName(recipe), lock.MaxSize)
+		return nil, fmt.Errorf("%s: larger than %d bytes", name, lock.MaxSize)
 	}
 	l, err := lock.Parse(b)
 	if err != nil {
-		return nil, ui.Fail(ui.ExitRecipe, fmt.Errorf("%s: %w", lockName(recipe), err), "imgbuild lock writes it anew where it is gone")
+		return nil, ui.Fail(ui.ExitRecipe, fmt.Errorf("%s: %w", name, err), "imgbuild lock writes it anew where it is gone")
 	}
 	return l, nil
 }
@@ -86,14 +87,15 @@ type openedLock struct {
 }
 
 // openLock reads the lock that build --locked obeys.
-func openLock(c *cli.Context, opener *refs.Opener) (*openedLock, error) {
-	name := c.Args().First()
+func openLock(c *cli.Context, x recipe.Combination, opener *refs.Opener) (*openedLock, error) {
+	path := c.Args().First()
+	name := lockName(path, x)
 	f, err := readLock(name)
 	if err != nil {
 		return nil, err
 	}
 	if f == nil {
-		return nil, ui.Fail(ui.ExitRecipe, fmt.Errorf("--locked: there is no %s", lockName(name)), "imgbuild lock "+name)
+		return nil, ui.Fail(ui.ExitRecipe, fmt.Errorf("--locked: there is no %s", name), "imgbuild lock "+path)
 	}
 	l := &openedLock{file: f}
 	for _, text := range f.Mirrors {
@@ -103,7 +105,7 @@ func openLock(c *cli.Context, opener *refs.Opener) (*openedLock, error) {
 		}
 		repo, err := opener.Repository(c.Context, ref)
 		if err != nil {
-			ui.From(c).Sayf("warning: %s: mirror %s: %v; going on without it", lockName(name), text, err)
+			ui.From(c).Sayf("warning: %s: mirror %s: %v; going on without it", name, text, err)
 			continue
 		}
 		l.repos = append(l.repos, repo)
@@ -149,18 +151,19 @@ func download(ctx context.Context, url string) (io.ReadCloser, error) {
 }
 
 func runLock(c *cli.Context) (err error) {
-	r, err := oneRecipe(c)
+	r, x, err := oneRecipe(c)
 	if err != nil {
 		return err
 	}
-	name := c.Args().First()
+	path := c.Args().First()
+	name := lockName(path, x)
 	talk := ui.From(c)
 	old, err := readLock(name)
 	if err != nil {
 		return err
 	}
 	if old == nil && (len(c.StringSlice("update")) > 0 || c.Bool("diff")) {
-		return ui.Fail(ui.ExitUsage, fmt.Errorf("there is no %s yet", lockName(name)), "imgbuild lock "+name)
+		return ui.Fail(ui.ExitUsage, fmt.Errorf("there is no %s yet", name), "imgbuild lock "+path)
 	}
 	cache, err := cacheDir(c)
 	if err != nil {
@@ -175,7 +178,7 @@ func runLock(c *cli.Context) (err error) {
 		CacheDir: cache, WorkDir: c.String("scratch"), Env: proxies(), Progress: (&buildSteps{talk: talk}).event, Now: time.Now, Bases: bases(c),
 	}
 	if old != nil {
-		l, err := openLock(c, opener)
+		l, err := openLock(c, x, opener)
 		if err != nil {
 			return err
 		}
@@ -194,17 +197,17 @@ func runLock(c *cli.Context) (err error) {
 		changes = lock.Diff(old, f)
 	}
 	if c.Bool("diff") {
-		return lockResult(talk, lockName(name), f, changes, false)
+		return lockResult(talk, name, f, changes, false)
 	}
 	if ref := c.String("mirror-to"); ref != "" {
 		if err := mirrorPackages(c, opener, cache, ref, f); err != nil {
 			return err
 		}
 	}
-	if err := build.WriteFile(lockName(name), f.Marshal()); err != nil {
+	if err := build.WriteFile(name, f.Marshal()); err != nil {
 		return ui.Fail(ui.ExitTarget, err, "")
 	}
-	return lockResult(talk, lockName(name), f, changes, true)
+	return lockResult(talk, name, f, changes, true)
 }
 
 // lockResult says what a lock has, and what changed.

@@ -167,7 +167,7 @@ func (m *memory) same(o build.Options, dir *oci.Dir, ref oci.Ref) (*built, error
 	m.explain(keys)
 	m.talk.Sayf("nothing changed")
 	old.Record.FromCache, old.Record.Steps, old.Record.PackageSteps = true, nil, nil
-	return &built{artifact: a, record: old.Record, same: a.Index().DataSize()}, nil
+	return &built{artifact: a, manifest: old.Manifest, record: old.Record, same: a.Index().DataSize()}, nil
 }
 
 // keep writes down what a build led to, for the next one, shares what it used, and

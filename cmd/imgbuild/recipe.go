@@ -23,17 +23,19 @@ func validateCommand() *cli.Command {
 file:line:col: field: problem. Nothing is fetched and nothing is written.
 
   imgbuild validate recipes/*.yaml`,
-		Flags: []cli.Flag{setFlag},
+		Flags: []cli.Flag{setFlag, onlyFlag},
 		Action: func(c *cli.Context) error {
 			if !c.Args().Present() {
 				return ui.Usagef(c, "validate needs a RECIPE")
 			}
 			var errs []error
+			images := 0
 			for _, path := range c.Args().Slice() {
-				_, err := loadRecipe(c, path)
+				n, err := validateRecipe(c, path)
 				if ui.Code(err) == ui.ExitUsage {
 					return err
 				}
+				images += n
 				if err != nil {
 					errs = append(errs, err)
 				}
@@ -41,16 +43,53 @@ file:line:col: field: problem. Nothing is fetched and nothing is written.
 			if len(errs) > 0 {
 				return ui.Fail(ui.ExitRecipe, leaves(errors.Join(errs...)), "")
 			}
-			return ui.From(c).Result(map[string]any{"valid": c.Args().Slice()}, func(w io.Writer) error {
+			return ui.From(c).Result(map[string]any{"valid": c.Args().Slice(), "images": images}, func(w io.Writer) error {
 				verb := "recipes are"
 				if c.NArg() == 1 {
 					verb = "recipe is"
 				}
-				_, err := fmt.Fprintf(w, "%d %s valid\n", c.NArg(), verb)
+				note := ""
+				if images != c.NArg() {
+					note = fmt.Sprintf(", for %d images", images)
+				}
+				_, err := fmt.Fprintf(w, "%d %s valid%s\n", c.NArg(), verb, note)
 				return err
 			})
 		},
 	}
+}
+
+// validateRecipe checks all combinations of a recipe, and counts them. A mistake
+// that all have is told once; any other says which combination has it.
+func validateRecipe(c *cli.Context, path string) (int, error) {
+	all, err := combinations(c, path)
+	if err != nil {
+		return 0, err
+	}
+	var order []error
+	found := map[string][]recipe.Combination{}
+	for _, x := range all {
+		_, err := loadRecipe(c, path, x)
+		if ui.Code(err) == ui.ExitUsage {
+			return 0, err
+		}
+		if err == nil {
+			continue
+		}
+		for _, e := range leaves(err) {
+			if found[e.Error()] == nil {
+				order = append(order, e)
+			}
+			found[e.Error()] = append(found[e.Error()], x)
+		}
+	}
+	for _, e := range order {
+		in := found[e.Error()]
+		if e, ok := errors.AsType[*recipe.Error](e); ok && len(in) < len(all) {
+			e.Problem += fmt.Sprintf(" (with %v)", in[0])
+		}
+	}
+	return len(all), errors.Join(order...)
 }
 
 func showCommand() *cli.Command {
@@ -61,10 +100,18 @@ func showCommand() *cli.Command {
 		Description: `The output is itself a recipe: everything it extends merged in, variables replaced,
 defaults filled. A comment behind each value names the file and line it came from.
 
-  imgbuild show recipes/debian-server.yaml --set console=tty0`,
-		Flags: []cli.Flag{setFlag},
+Of a recipe with a matrix it lists the combinations; --only chooses.
+
+  imgbuild show recipes/debian-server.yaml --set console=tty0
+  imgbuild show recipe.yaml --only arch=arm64`,
+		Flags: []cli.Flag{setFlag, onlyFlag},
 		Action: func(c *cli.Context) error {
-			r, err := oneRecipe(c)
+			if c.NArg() == 1 {
+				if all, err := combinations(c, c.Args().First()); err == nil && len(all) > 1 {
+					return showCombinations(c, all)
+				}
+			}
+			r, _, err := oneRecipe(c)
 			if err != nil {
 				return err
 			}
@@ -75,6 +122,22 @@ defaults filled. A comment behind each value names the file and line it came fro
 			return r.Show(c.App.Writer)
 		},
 	}
+}
+
+// showCombinations lists them as --only takes them.
+func showCombinations(c *cli.Context, all []recipe.Combination) error {
+	list := make([]map[string]string, len(all))
+	for i, x := range all {
+		list[i] = x.Choose()
+	}
+	return ui.From(c).Result(map[string]any{"combinations": list}, func(w io.Writer) error {
+		for _, x := range all {
+			if _, err := fmt.Fprintln(w, x); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
 }
 
 func schemaCommand() *cli.Command {
@@ -96,16 +159,22 @@ and, as the first line of a recipe, for editors with the YAML language server:
 	}
 }
 
-// oneRecipe loads the recipe that is the command's only argument.
-func oneRecipe(c *cli.Context) (*recipe.Recipe, error) {
+// oneRecipe loads the recipe that is the command's only argument, and says which
+// combination of its matrix it is.
+func oneRecipe(c *cli.Context) (*recipe.Recipe, recipe.Combination, error) {
 	if c.NArg() != 1 {
-		return nil, ui.Usagef(c, "%s needs one RECIPE, got %d arguments", c.Command.Name, c.NArg())
+		return nil, nil, ui.Usagef(c, "%s needs one RECIPE, got %d arguments", c.Command.Name, c.NArg())
 	}
-	return loadRecipe(c, c.Args().First())
+	x, err := oneCombination(c, c.Args().First())
+	if err != nil {
+		return nil, nil, err
+	}
+	r, err := loadRecipe(c, c.Args().First(), x)
+	return r, x, err
 }
 
-// loadRecipe reads a recipe; its error exits with ui.ExitRecipe.
-func loadRecipe(c *cli.Context, path string) (*recipe.Recipe, error) {
+// loadRecipe reads a combination of a recipe; its error exits with ui.ExitRecipe.
+func loadRecipe(c *cli.Context, path string, x recipe.Combination) (*recipe.Recipe, error) {
 	set := map[string]string{}
 	for _, s := range c.StringSlice("set") {
 		name, value, ok := strings.Cut(s, "=")
@@ -114,7 +183,7 @@ func loadRecipe(c *cli.Context, path string) (*recipe.Recipe, error) {
 		}
 		set[name] = value
 	}
-	r, err := recipe.Load(path, recipe.Options{Set: set})
+	r, err := recipe.Load(path, recipe.Options{Set: set, Choose: x.Choose()})
 	if err != nil {
 		return nil, ui.Fail(ui.ExitRecipe, leaves(err), "")
 	}

@@ -30,10 +30,10 @@ const maxDifferences = 20
 // ownFlags are of the first build alone; what the second one has in their place is
 // in again.
 var ownFlags = []string{"output", "o", "raw", "cache", "cache-from", "cache-to", "cache-size", "scratch", "workers", "explain", "sbom", "provenance", "builder-id",
-	"key", "json", "quiet", "q", "verify", "debug-shell", "refresh"}
+	"key", "json", "quiet", "q", "verify", "debug-shell", "refresh", "only"}
 
 // verifyBuild builds the recipe again, in a process of its own, and compares.
-func verifyBuild(c *cli.Context, a *oci.Artifact) (err error) {
+func verifyBuild(c *cli.Context, a *oci.Artifact, t *target) (err error) {
 	if c.Bool("password-stdin") {
 		return ui.Usagef(c, "--verify and --password-stdin: stdin is read once; log in with docker, podman or crane")
 	}
@@ -44,12 +44,12 @@ func verifyBuild(c *cli.Context, a *oci.Artifact) (err error) {
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
 	step := talk.Step("verify")
-	err = again(c, dir)
+	err = again(c, dir, t)
 	step.End(err)
 	if err != nil {
 		return err
 	}
-	b, err := oci.Open(c.Context, oci.Ref{Dir: filepath.Join(dir, "images"), Tag: "again"})
+	b, err := oci.Open(c.Context, oci.Ref{Dir: filepath.Join(dir, "images")}) // the only one there
 	if err != nil {
 		return err
 	}
@@ -67,7 +67,7 @@ func verifyBuild(c *cli.Context, a *oci.Artifact) (err error) {
 
 // again runs the second build: later, with an empty cache but for downloads, other
 // folders, home, temporary files, time zone, language, umask, processors and workers.
-func again(c *cli.Context, dir string) error {
+func again(c *cli.Context, dir string, t *target) error {
 	exe, err := os.Executable()
 	if err != nil {
 		return err
@@ -84,6 +84,9 @@ func again(c *cli.Context, dir string) error {
 		"--cache", filepath.Join(dir, "cache"), "--scratch", filepath.Join(dir, "scratch"), "--workers", "1"}
 	if c.Int("workers") == 1 {
 		args[len(args)-1] = "3"
+	}
+	if len(t.combination) > 0 {
+		args = append(args, "--only="+t.combination.String())
 	}
 	for _, f := range c.Command.Flags {
 		name := f.Names()[0]

@@ -98,6 +98,47 @@ func join(ctx context.Context, dst Repository, tag string, image copyNode) (v1.H
 	return out.Digest, err
 }
 
+// PublishIndex lists images of the layout in one image index under tag, each for
+// the platform that its config says, of which no two may be the same. With keep,
+// those of other platforms stay that the tag names; else these are all. It is as
+// durable as Publish, and returns the index's descriptor.
+func (d *Dir) PublishIndex(ctx context.Context, images []v1.Descriptor, tag string, keep bool) (v1.Descriptor, error) {
+	if len(images) == 0 {
+		return v1.Descriptor{}, errors.New("an image index of no images")
+	}
+	var children []v1.Descriptor
+	for _, m := range images {
+		body, desc, err := d.Manifest(ctx, m.Digest.String())
+		if err != nil {
+			return v1.Descriptor{}, err
+		}
+		desc.MediaType = m.MediaType
+		child, err := platformDescriptor(ctx, d, body, desc)
+		if err != nil {
+			return v1.Descriptor{}, err
+		}
+		for _, c := range children {
+			if c.Platform.Equals(*child.Platform) {
+				return v1.Descriptor{}, fmt.Errorf("%v and %v are both for %v", c.Digest, child.Digest, c.Platform)
+			}
+		}
+		children = append(children, child)
+	}
+	return d.UpdateManifest(ctx, tag, types.OCIImageIndex, func(old []byte, oldDesc v1.Descriptor) ([]byte, error) {
+		if !keep {
+			old = nil
+		}
+		for _, c := range children {
+			var err error
+			if old, err = joined(ctx, d, old, oldDesc, c); err != nil {
+				return nil, err
+			}
+			oldDesc = v1.Descriptor{MediaType: types.OCIImageIndex}
+		}
+		return old, nil
+	})
+}
+
 // joined returns the index old with image in it.
 func joined(ctx context.Context, repo Repository, old []byte, oldDesc, image v1.Descriptor) ([]byte, error) {
 	x := v1.IndexManifest{}

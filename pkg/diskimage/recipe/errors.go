@@ -15,6 +15,9 @@ const maxErrors = 100
 // setFile is the File of a Pos whose value was given by Options.Set.
 const setFile = "--set"
 
+// onlyFile is that of one given by Options.Choose.
+const onlyFile = "--only"
+
 // String returns "file:line:col", "file" where there is no line, or "default"
 // for the zero Pos.
 func (p Pos) String() string {

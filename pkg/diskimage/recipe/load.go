@@ -22,6 +22,9 @@ const maxFiles = 32
 type Options struct {
 	// Set overrides variables, as --set NAME=TEXT does.
 	Set map[string]string
+	// Choose narrows the recipe's matrix to the one combination that is loaded: values
+	// by key. A recipe without matrix, or with one combination, needs none.
+	Choose map[string]string
 	// ReadFile reads a recipe file; nil is the file system. Only the first MiB
 	// of what it returns would be looked at: more is an error.
 	ReadFile func(path string) ([]byte, error)
@@ -33,17 +36,13 @@ type Options struct {
 // The error is [Errors] if there is anything wrong with the recipe itself, and
 // wraps that of the file system if the file cannot be read.
 func Load(path string, o Options) (*Recipe, error) {
-	if o.ReadFile == nil {
-		o.ReadFile = readFile
+	l, path, err := readLayers(path, &o)
+	if err != nil {
+		return nil, err
 	}
-	if o.Stat == nil {
-		o.Stat = os.Stat
-	}
-	path = filepath.Clean(path)
-	bad := &mistakes{sources: map[string][]string{}}
-	l := &loader{read: o.ReadFile, bad: bad, seen: map[string]bool{}, digests: map[string]diskimage.Digest{}}
-	if err := l.load(path, nil); err != nil {
-		return nil, fmt.Errorf("recipe %s: %w", path, err)
+	bad := l.bad
+	if !l.unusable {
+		l.choose(o)
 	}
 	for _, name := range slices.Sorted(maps.Keys(o.Set)) {
 		if !utf8.ValidString(o.Set[name]) {
@@ -73,6 +72,22 @@ func Load(path string, o Options) (*Recipe, error) {
 		return nil, err
 	}
 	return r, nil
+}
+
+// readLayers reads the recipe at path, which it cleans, and fills o.
+func readLayers(path string, o *Options) (*loader, string, error) {
+	if o.ReadFile == nil {
+		o.ReadFile = readFile
+	}
+	if o.Stat == nil {
+		o.Stat = os.Stat
+	}
+	path = filepath.Clean(path)
+	l := &loader{read: o.ReadFile, bad: &mistakes{sources: map[string][]string{}}, seen: map[string]bool{}, digests: map[string]diskimage.Digest{}}
+	if err := l.load(path, nil); err != nil {
+		return nil, path, fmt.Errorf("recipe %s: %w", path, err)
+	}
+	return l, path, nil
 }
 
 // readFile reads a recipe file, and of a larger file no more than shows it.

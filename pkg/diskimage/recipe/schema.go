@@ -37,7 +37,27 @@ func fileSchema(table *shape) map[string]any {
 		"description": "Recipe files, relative to this one, that this one is laid over.",
 		"anyOf":       []any{fileName, map[string]any{"type": "array", "items": fileName}},
 	}
+	m["properties"].(map[string]any)["matrix"] = matrixSchema(table)
 	return m
+}
+
+// matrixSchema returns the schema of matrix: lists of what the keys themselves take.
+func matrixSchema(table *shape) map[string]any {
+	value := table.child("vars").value.schema()
+	properties := map[string]any{"exclude": map[string]any{
+		"description": "Combinations that there are not.",
+		"type":        "array", "items": map[string]any{"type": "object", "additionalProperties": value},
+	}}
+	for _, key := range overridden {
+		if s := table.child(key); s != nil {
+			properties[key] = map[string]any{"type": "array", "items": s.schema()}
+		}
+	}
+	return map[string]any{
+		"description": "What varies: one image for each combination.",
+		"type":        "object", "properties": properties,
+		"additionalProperties": map[string]any{"type": "array", "items": value},
+	}
 }
 
 func (s *shape) schema() map[string]any {
