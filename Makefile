@@ -7,7 +7,7 @@ BUILD     := build
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 export CGO_ENABLED ?= 0
 
-.PHONY: all programs deps tools demo test quick check judges boots test-netboot scale soak bench clean
+.PHONY: all programs deps tools demo test quick check judges boots test-netboot scale soak bench bench-peers clean
 
 all: programs
 
@@ -70,7 +70,7 @@ soak: deps programs
 	IMGPIPE_SOAK=500 $(GO) test -count=1 -timeout 60m -v ./pkg/deliver/netboot/jobs -run Whatever
 	IMGPIPE_NETBOOT=1 $(GO) test -count=1 -v ./pkg/deliver/netboot -run ManyMachines
 	IMGPIPE_NETBOOT=1 IMGPIPE_SOAK=1 $(GO) test -count=1 -timeout 180m -v ./cmd/imgpush -run 'TestNetboot(Firmware|Debian|Memory|Tampered|OlderImage|LostReport|Places|Cycles|Kexec|IPv6)$$'
-	IMGPIPE_BOOTS=1 IMGPIPE_SOAK=1 IMGPIPE_QEMU_ROOT=$(CURDIR)/$(BUILD)/kernel $(GO) test -count=1 -timeout 60m -v ./cmd/imgbuild -run 'TestBoots(Init|FromAContainerImage)'
+	IMGPIPE_BOOTS=1 IMGPIPE_SOAK=1 IMGPIPE_QEMU_ROOT=$(CURDIR)/$(BUILD)/kernel $(GO) test -count=1 -timeout 60m -v ./cmd/imgbuild -run 'TestBoots(Init|Immutable|FromAContainerImage)'
 
 bench: tools programs
 	@.ci/bench $(BUILD)
@@ -78,6 +78,10 @@ bench: tools programs
 	@.ci/bench-deliver $(BUILD)
 	PATH=$$PATH:/usr/sbin $(GO) test ./pkg/oci/cache -run NONE -bench Nginx -benchtime 5x
 	@.ci/bench-moved $(BUILD)
+
+# Others that build Debian disks, which are installed by apt.
+bench-peers: deps programs
+	@.ci/bench-peers $(BUILD)
 
 clean:
 	rm -rf $(BUILD)

@@ -248,6 +248,7 @@ func TestBootsInitSaysWhyItFails(t *testing.T) {
 // TestBootsInitSealed has the kernel check a root, and a /var beside it keep what is written to /etc: then a bit
 // of the root is changed, and one of the hashes, under each choice of what is to happen.
 func TestBootsInitSealed(t *testing.T) {
+	soak(t)
 	b := newBench(t)
 	root, err := erofs.New(b.rootTree(true), erofs.Options{UUID: benchUUID})
 	if err != nil {

@@ -62,7 +62,7 @@ func (h *house) pick(disk string, firmware qemu.Firmware, at, keys, want string)
 	ctx, cancel := context.WithTimeout(h.t.Context(), 15*time.Minute)
 	defer cancel()
 	in, typed := io.Pipe()
-	defer typed.Close()
+	context.AfterFunc(ctx, func() { typed.Close() }) // QEMU's end is waited for until there is no more to type
 	shown := &typist{at: at, keys: keys, to: typed, want: want, end: cancel}
 	m := qemu.Machine{Host: host, Accel: "tcg", Firmware: firmware, Disk: disk, Snapshot: true, Isolated: true}
 	_ = m.Interactive(ctx, in, shown, shown) // ended by us, or by itself
