@@ -140,7 +140,7 @@ func TestBootsUnderSecureBoot(t *testing.T) {
 	uki := filepath.Join(h.dir, "uki.efi")
 	h.run("mcopy", "-i", disks["unsigned"]+"@@1M", "::/EFI/Linux/secure_2026.11.1.efi", uki)
 	h.run("mcopy", "-o", "-i", disks["signed"]+"@@1M", uki, "::/EFI/Linux/secure_2026.11.1.efi")
-	h.secure(disks["signed"], "Access denied", "Linux version")
+	h.secure(disks["signed"], "Error loading \\EFI\\Linux\\secure_2026.11.1.efi: Access Denied", "Linux version")
 }
 
 // secure boots a disk under Secure Boot until it says a text, and not another.
