@@ -173,7 +173,7 @@ func TestBootsImmutable(t *testing.T) {
 		what string
 		off  int64
 	}{
-		{"a file", s.find("PRETTY_NAME=\"Debian") + 3}, // os-release, which systemd reads
+		{"a file", s.find("PRETTY_NAME=\"Debian") + 3},      // os-release, which systemd reads
 		{"the filesystem", s.partition("root") + 1024 + 64}, // its label
 		{"the hashes", s.partition("root-verity") + 4096 + 5},
 	} {

@@ -24,7 +24,7 @@ files:
       Type=oneshot
       StandardOutput=file:/dev/ttyS0
       StandardError=file:/dev/ttyS0
-      ExecStart=/bin/sh -c '. /etc/os-release; echo "TRIAL $IMAGE_ID $IMAGE_VERSION from $(findmnt -no PARTLABEL /) on $(findmnt -no SOURCE /), var $(findmnt -no SOURCE,SIZE /var | tr -s " "), swap $(swapon --show=NAME --noheadings)."; echo "TRIAL esp:" $(cd /efi/EFI/Linux; ls); if [ -e /dev/vdb ]; then mount -o ro /dev/vdb /mnt && edge-update /mnt || echo "TRIAL failed"; echo "TRIAL esp:" $(cd /efi/EFI/Linux; ls); sfdisk --quiet -l -o Device,Name /dev/vda; fi; sync; echo TRIAL end'
+      ExecStart=/bin/sh -c '. /etc/os-release; echo "TRIAL $IMAGE_ID $IMAGE_VERSION from $(findmnt -no PARTLABEL /) on $(findmnt -no SOURCE /), var $(findmnt -no SOURCE,SIZE /var | tr -s " "), swap $(swapon --show=NAME --noheadings)."; echo "TRIAL esp:" $(cd /efi/EFI/Linux; ls); if [ -e /dev/vdb ]; then mount -o ro /dev/vdb /mnt && sh -x /usr/local/sbin/edge-update /mnt || echo "TRIAL failed"; echo "TRIAL esp:" $(cd /efi/EFI/Linux; ls); sfdisk --quiet -l -o Device,Name /dev/vda; fi; sync; echo TRIAL end'
       [Install]
       WantedBy=multi-user.target
   # An emulated machine may take longer than a real one's minute and a half.

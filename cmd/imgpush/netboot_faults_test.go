@@ -14,10 +14,12 @@ import (
 )
 
 // oneMachine is a site with one machine, which has a job for an image.
-func oneMachine(t *testing.T, image, extra string) *netSite {
+func oneMachine(t *testing.T, image, extra string) *netSite { return oneMachineBy(t, "", image, extra) }
+
+func oneMachineBy(t *testing.T, dhcp, image, extra string) *netSite {
 	t.Helper()
 	netbootForge(t).small(t, image, image+" boots")
-	return newNetSite(t, siteSpec{
+	return newNetSite(t, siteSpec{dhcp: dhcp,
 		defaults: fmt.Sprintf("  image: %s/%s:1\n  bootTimeout: none\n  attempts: 2\n  config: {phoneHome: 'off'}\n%s", registryAt, image, extra),
 		machines: "  - name: one\n    match: {uuid: 7a5c0000-1111-4222-8333-000000000001}\n"})
 }

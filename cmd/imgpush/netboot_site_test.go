@@ -13,6 +13,7 @@ import (
 	"time"
 
 	netlab "github.com/imgpipe/imgpipe/cmd/internal/lab"
+	"github.com/imgpipe/imgpipe/pkg/deliver/netboot/wire"
 )
 
 // These tests boot empty machines from the network, as `make test-netboot` does:
@@ -159,7 +160,7 @@ type netSite struct {
 
 type siteSpec struct {
 	env      string // name of the environment; "": environment
-	dhcp     string // "": dnsmasq beside the proxy; "server"; "elsewhere": dnsmasq on another host; "relayed": both behind a router; "off": nobody answers
+	dhcp     string // "": dnsmasq beside the proxy; "late": which lets strangers answer agents first; "server"; "elsewhere": dnsmasq on another host; "relayed": both behind a router; "off": nobody answers
 	defaults string // YAML below defaults, indented by two
 	machines string // YAML below machines
 	extra    string // YAML at the top
@@ -188,6 +189,8 @@ func newNetSite(t *testing.T, s siteSpec) *netSite {
 		dhcp = "mode: server, ranges: [10.77.0.100-10.77.0.200]"
 	case "off":
 		dhcp = "mode: off"
+	case "late":
+		n.dnsmasq(n.Host, netlab.Bridge, "--dhcp-vendorclass=set:agent,"+wire.DHCPClass, "--dhcp-reply-delay=tag:agent,1")
 	case "elsewhere":
 		n.dnsmasq(n.Beside("10.77.0.2/24"), netlab.Uplink)
 	case "relayed":
@@ -217,10 +220,10 @@ admin: {socket: serve.sock}
 }
 
 // dnsmasq is a real DHCP server for the machines' network.
-func (n *netSite) dnsmasq(h *netlab.Host, card string) {
+func (n *netSite) dnsmasq(h *netlab.Host, card string, more ...string) {
 	n.t.Helper()
-	h.Start("dnsmasq", "dnsmasq", "--no-daemon", "--conf-file=/dev/null", "--port=0", "--interface="+card, "--bind-interfaces",
-		"--dhcp-range=10.77.0.100,10.77.0.200,255.255.255.0,1h", "--dhcp-option=option:router,"+netlab.Address, "--dhcp-leasefile="+filepath.Join(n.root, "leases"), "--log-dhcp").Wait(time.Minute, "DHCP, IP range")
+	h.Start("dnsmasq", append([]string{"dnsmasq", "--no-daemon", "--conf-file=/dev/null", "--port=0", "--interface=" + card, "--bind-interfaces",
+		"--dhcp-range=10.77.0.100,10.77.0.200,255.255.255.0,1h", "--dhcp-option=option:router," + netlab.Address, "--dhcp-leasefile=" + filepath.Join(n.root, "leases"), "--log-dhcp"}, more...)...).Wait(time.Minute, "DHCP, IP range")
 }
 
 func (n *netSite) write(text string) {

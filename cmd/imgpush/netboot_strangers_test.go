@@ -33,7 +33,7 @@ import (
 // under another CA, which replays what the right one answered to another machine;
 // the other gives what is no DHCP. It costs time, and no more.
 func TestNetbootForgedDHCP(t *testing.T) {
-	n := oneMachine(t, "small", "")
+	n := oneMachineBy(t, "late", "small", "")
 	n.rewrite("machines:\n", "machines:\n  - name: two\n    match: {uuid: 7a5c0000-1111-4222-8333-000000000002}\n")
 	n.order("deploy", "one", "two")
 	recorded, err := n.simulated(identityOf(2)).Claim(t.Context())
