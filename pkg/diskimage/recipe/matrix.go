@@ -54,7 +54,7 @@ func (c Combination) Has(choices map[string]string) bool {
 // error is that of [Load], for mistakes in the matrix only: Load checks each
 // combination.
 func Matrix(path string, o Options) ([]Combination, error) {
-	l, path, err := readLayers(path, &o)
+	l, _, err := readLayers(path, &o)
 	if err != nil {
 		return nil, err
 	}
