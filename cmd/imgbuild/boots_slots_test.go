@@ -37,6 +37,7 @@ boot: {cmdline: "%cmdline"}
 // other slot and is marked as good, and one that does not come up is left after
 // three tries for the one before.
 func TestBootsSlots(t *testing.T) {
+	soak(t)
 	h := newHouse(t)
 	dir := h.recipes("recipes")
 	const good = "console=ttyS0 panic=10"
