@@ -16,6 +16,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"hash"
 	"io"
 	"os"
 	"path/filepath"
@@ -27,6 +28,7 @@ import (
 	"github.com/klauspost/compress/zstd"
 
 	"github.com/imgpipe/imgpipe/pkg/diskimage"
+	"github.com/imgpipe/imgpipe/pkg/internal/atomicfile"
 	"github.com/imgpipe/imgpipe/pkg/oci"
 )
 
@@ -66,7 +68,8 @@ func Get(ctx context.Context, repo oci.Repository, name, dir string) (found bool
 	if err != nil {
 		return false, fmt.Errorf("cache entry %s (%v): %w", name, desc.Digest, err)
 	}
-	return true, writeFile(filepath.Join(dir, filepath.FromSlash(name)+".json"), bytes.NewReader(record), nil)
+	err = writeFile(filepath.Join(dir, filepath.FromSlash(name)+".json"), bytes.NewReader(record), nil)
+	return err == nil, err
 }
 
 func get(ctx context.Context, repo oci.Repository, body []byte, path string) (record []byte, err error) {
@@ -105,25 +108,32 @@ func get(ctx context.Context, repo oci.Repository, body []byte, path string) (re
 }
 
 // writeFile makes the file path of r, which has to be what want says.
-func writeFile(path string, r io.Reader, want *vouched) (err error) {
+func writeFile(path string, r io.Reader, want *vouched) error {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return err
 	}
-	f, err := os.CreateTemp(filepath.Dir(path), ".get-*")
+	f, err := atomicfile.Create(path, 0o644)
 	if err != nil {
 		return err
 	}
-	defer os.Remove(f.Name()) // gone after the rename
-	defer func() { err = errors.Join(err, f.Close()) }()
+	defer f.Abort() // nothing after a commit
 	h := sha256.New()
 	n, err := io.Copy(io.MultiWriter(f, h), r)
+	if err == nil && want != nil {
+		err = want.check(n, h)
+	}
 	if err != nil {
 		return err
 	}
-	if got := diskimage.Digest(h.Sum(nil)); want != nil && (n != want.Size || got != want.Digest) {
-		return fmt.Errorf("its tar is %v of %d bytes, the record says %v of %d", got, n, want.Digest, want.Size)
+	return f.Commit()
+}
+
+// check compares a tar that was read with what its record says.
+func (v *vouched) check(n int64, h hash.Hash) error {
+	if got := diskimage.Digest(h.Sum(nil)); n != v.Size || got != v.Digest {
+		return fmt.Errorf("its tar is %v of %d bytes, the record says %v of %d", got, n, v.Digest, v.Size)
 	}
-	return errors.Join(f.Chmod(0o644), f.Sync(), os.Rename(f.Name(), path))
+	return nil
 }
 
 // Put stores the entry name of dir in repo, unless it has one of that name. sent is
@@ -150,7 +160,11 @@ func Put(ctx context.Context, repo oci.Repository, name, dir string) (sent int64
 		return sent, err
 	}
 	if _, err := os.Stat(path + ".tar"); err == nil {
-		layer, n, err := putTar(ctx, repo, path+".tar")
+		var want vouched
+		if err := json.Unmarshal(record, &want); err != nil {
+			return sent, fmt.Errorf("cache entry %s: %w", name, err)
+		}
+		layer, n, err := putTar(ctx, repo, path+".tar", &want)
 		sent += n
 		if err != nil {
 			return sent, fmt.Errorf("cache entry %s: %w", name, err)
@@ -172,8 +186,9 @@ func putBytes(ctx context.Context, repo oci.Repository, mediaType types.MediaTyp
 }
 
 // putTar compresses a tar into a temporary file beside it, since a blob's digest
-// comes before its bytes, and sends that.
-func putTar(ctx context.Context, repo oci.Repository, path string) (d v1.Descriptor, sent int64, err error) {
+// comes before its bytes, and sends that. A tar that is not what its record says is not
+// sent: nobody could use it, and nothing else could take its name.
+func putTar(ctx context.Context, repo oci.Repository, path string, want *vouched) (d v1.Descriptor, sent int64, err error) {
 	in, err := os.Open(path)
 	if err != nil {
 		return d, 0, err
@@ -185,12 +200,16 @@ func putTar(ctx context.Context, repo oci.Repository, path string) (d v1.Descrip
 	}
 	defer os.Remove(f.Name())
 	defer f.Close() //nolint:errcheck // temporary
-	h := sha256.New()
+	h, plain := sha256.New(), sha256.New()
 	z, err := zstd.NewWriter(io.MultiWriter(f, h), zstd.WithEncoderLevel(zstd.SpeedFastest))
 	if err != nil {
 		return d, 0, err
 	}
-	if _, err := io.Copy(z, in); err != nil {
+	n, err := io.Copy(io.MultiWriter(z, plain), in)
+	if err == nil {
+		err = want.check(n, plain)
+	}
+	if err != nil {
 		return d, 0, err
 	}
 	if err := z.Close(); err != nil {

@@ -11,6 +11,9 @@ import (
 	"strings"
 	"testing"
 
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/types"
+
 	"github.com/imgpipe/imgpipe/pkg/diskimage"
 	"github.com/imgpipe/imgpipe/pkg/oci"
 	"github.com/imgpipe/imgpipe/pkg/oci/ocitest"
@@ -132,9 +135,14 @@ func TestWrongTarsAreRefused(t *testing.T) {
 	} {
 		for kind, repo := range repositories(t) {
 			tar := content(t)
-			if _, err := Put(t.Context(), repo, name, entry(t, tar, record(tar))); err != nil {
-				t.Fatal(err)
+			from := entry(t, tar, record(tar))
+			if sent, err := Put(t.Context(), repo, name, from); err == nil {
+				t.Errorf("%s, %s: was put, %d bytes", kind, what, sent)
 			}
+			if _, _, err := repo.Manifest(t.Context(), tag(name)); !errors.Is(err, oci.ErrNotFound) {
+				t.Errorf("%s, %s: the name is taken: %v", kind, what, err)
+			}
+			poison(t, repo, from)
 			to := t.TempDir()
 			if found, err := Get(t.Context(), repo, name, to); found || err == nil {
 				t.Errorf("%s, %s: %v, %v", kind, what, found, err)
@@ -145,6 +153,36 @@ func TestWrongTarsAreRefused(t *testing.T) {
 				t.Errorf("%s, %s: left behind: %q %q", kind, what, left, hidden)
 			}
 		}
+	}
+}
+
+// poison stores an entry whose tar is not what its record says, as nothing of ours would.
+func poison(t *testing.T, repo oci.Repository, dir string) {
+	t.Helper()
+	path := filepath.Join(dir, filepath.FromSlash(name))
+	tar, err := os.ReadFile(path + ".tar")
+	if err != nil {
+		t.Fatal(err)
+	}
+	record, err := os.ReadFile(path + ".json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	layer, _, err := putTar(t.Context(), repo, path+".tar", &vouched{Size: int64(len(tar)), Digest: diskimage.DigestOf(tar)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	config, _, err := putBytes(t.Context(), repo, recordType, record)
+	if err != nil {
+		t.Fatal(err)
+	}
+	body, err := json.Marshal(map[string]any{"schemaVersion": 2, "mediaType": types.OCIManifestSchema1, "artifactType": ArtifactType,
+		"config": config, "layers": []v1.Descriptor{layer}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := repo.PushManifest(t.Context(), tag(name), types.OCIManifestSchema1, body); err != nil {
+		t.Fatal(err)
 	}
 }
 
