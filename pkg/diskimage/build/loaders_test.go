@@ -46,16 +46,7 @@ func addLoaders(t *testing.T, o Options, without ...string) Options {
 		if err != nil {
 			return nil, err
 		}
-		f, err := os.Open(res.Tar)
-		if err != nil {
-			return nil, err
-		}
-		defer f.Close()
-		info, err := f.Stat()
-		if err != nil {
-			return nil, err
-		}
-		root, err := tree.FromTar(f, info.Size())
+		root, err := readTar(res.Tar)
 		if err != nil {
 			return nil, err
 		}
@@ -74,15 +65,30 @@ func addLoaders(t *testing.T, o Options, without ...string) Options {
 				return nil, err
 			}
 		}
-		var b bytes.Buffer
-		if err := tree.WriteTar(&b, root); err != nil {
-			return nil, err
-		}
 		out := *res
-		out.Tar = filepath.Join(t.TempDir(), "root.tar")
-		return &out, os.WriteFile(out.Tar, b.Bytes(), 0o644)
+		out.Tar, err = writeTar(t, root)
+		return &out, err
 	}
 	return o
+}
+
+// readTar and writeTar are for distributions with more in them.
+func readTar(name string) (*tree.Tree, error) {
+	b, err := os.ReadFile(name)
+	if err != nil {
+		return nil, err
+	}
+	return tree.FromTar(bytes.NewReader(b), int64(len(b)))
+}
+
+func writeTar(t *testing.T, root *tree.Tree) (string, error) {
+	t.Helper()
+	var b bytes.Buffer
+	if err := tree.WriteTar(&b, root); err != nil {
+		return "", err
+	}
+	name := filepath.Join(t.TempDir(), "root.tar")
+	return name, os.WriteFile(name, b.Bytes(), 0o644)
 }
 
 // withBoot is the small recipe with another boot and other partitions.
