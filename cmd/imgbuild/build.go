@@ -198,7 +198,7 @@ func (b *imageBuild) one(t *target) (desc v1.Descriptor, err error) {
 	defer func() { err = errors.Join(err, memory.close()) }()
 	options.Program, options.Fetch = memory.program, memory.fetch
 	if c.Bool("locked") {
-		l, err := openLock(c, t.combination, memory.opener)
+		l, err := obeyedLock(c, t.combination, memory.opener)
 		if err != nil {
 			return desc, err
 		}
