@@ -17,7 +17,7 @@ const (
 	hashHalf = "0f1e2d3c-4b5a-6978-8796-a5b4c3d2e1f0"
 )
 
-// edgeDisk is a disk with two slots in a file, beside files that stand in for its
+// edgeDisk is a disk with two slots in a file, release 1 in the one that runs, beside files that stand in for its
 // partitions, and what sysfs says of them and of the root.
 type edgeDisk struct {
 	t      *testing.T
@@ -34,7 +34,7 @@ func newEdgeDisk(t *testing.T, sealed bool) *edgeDisk {
 	d := &edgeDisk{t: t, dir: t.TempDir()}
 	const root, hashes = "4F68BCE3-E8CD-4DB1-96E7-FBCAF984B709", "2C7357ED-EBD2-46D9-AEC1-23D437EC2BF5"
 	table := "label: gpt\nsize=4M, name=esp\n"
-	for _, p := range [][2]string{{"edge_1", root}, {"_empty", root}, {"edge_1_verity", hashes}, {"_empty", hashes}} {
+	for _, p := range [][2]string{{"edge_1", root}, {"edge_0", root}, {"edge_1_verity", hashes}, {"edge_0_verity", hashes}} {
 		table += fmt.Sprintf("size=1M, name=%q, type=%s\n", p[0], p[1])
 	}
 	d.write("dev/vda", "")
@@ -63,6 +63,7 @@ func newEdgeDisk(t *testing.T, sealed bool) *edgeDisk {
 	}
 	d.write("os-release", "IMAGE_ID=\"edge\"\nIMAGE_VERSION=\"1\"\n")
 	d.write("efi/EFI/Linux/edge_1.efi", "uki 1")
+	d.write("efi/EFI/Linux/edge_0+0-3.efi", "uki 0")
 	d.write("bin/findmnt", map[bool]string{false: "#!/bin/sh\necho '  8:0  '\n", true: "#!/bin/sh\necho '  8:1  '\n"}[sealed])
 	t.Setenv("PATH", filepath.Join(d.dir, "bin")+":"+os.Getenv("PATH"))
 	b, err := os.ReadFile("../../recipes/edge/edge-update")
@@ -145,7 +146,7 @@ func TestEdgeUpdate(t *testing.T) {
 		want  []string
 	}{
 		"plain": {map[string]string{"edge_2.root.raw": "new", "edge_2.efi": "uki"},
-			[]string{" edge_1\n", " edge_2\n", " edge_1_verity\n", " _empty\n", "vda2: old\nvda3: new\nvda4: old\nvda5: old\nedge_1.efi\nedge_2+3.efi\n"}},
+			[]string{" edge_1\n", " edge_2\n", " edge_1_verity\n", " edge_0_verity\n", "vda2: old\nvda3: new\nvda4: old\nvda5: old\nedge_1.efi\nedge_2+3.efi\n"}},
 		"sealed": {map[string]string{"edge_2_" + rootHalf + ".root.raw": "new", "edge_2_" + hashHalf + ".verity.raw": "hashes", "edge_2.efi": "uki"},
 			[]string{" edge_1\n", strings.ToUpper(rootHalf) + " edge_2\n", " edge_1_verity\n", strings.ToUpper(hashHalf) + " edge_2_verity\n",
 				"vda2: old\nvda3: new\nvda4: old\nvda5: hashes\nedge_1.efi\nedge_2+3.efi\n"}},
