@@ -84,12 +84,8 @@ func distribution(t *testing.T) func(context.Context, packages.Request, packages
 			t.Fatal(err)
 		}
 	}
-	path := filepath.Join(t.TempDir(), "root.tar")
-	var b bytes.Buffer
-	if err := tree.WriteTar(&b, root); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(path, b.Bytes(), 0o644); err != nil {
+	path, err := writeTar(t, root)
+	if err != nil {
 		t.Fatal(err)
 	}
 	return func(_ context.Context, req packages.Request, _ packages.Options) (*packages.Result, error) {
