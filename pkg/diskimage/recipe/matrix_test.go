@@ -139,11 +139,11 @@ func TestAChoiceHasToFitTheMatrix(t *testing.T) {
 // tag, as a variable of the matrix would.
 func TestArchIsAVariable(t *testing.T) {
 	for text, want := range map[string]string{
-		"extends: ok.yaml\nhostname: on-${arch}\nmatrix: {arch: [amd64, arm64]}\n":                      "on-arm64",
+		"extends: ok.yaml\nhostname: on-${arch}\nmatrix: {arch: [amd64, arm64]}\n":                       "on-arm64",
 		"extends: ok.yaml\nhostname: on-${it}\nvars:\n  it: x-${arch}\nmatrix: {arch: [amd64, arm64]}\n": "on-x-arm64",
-		"extends: ok.yaml\nhostname: on-${arch}\nvars: {arch: mine}\nmatrix: {arch: [amd64, arm64]}\n":  "on-mine",
-		"extends: ok.yaml\nhostname: on-${arch}\nvars: {it: arm64}\narch: ${it}\n":                      "on-arm64",
-		"extends: ok.yaml\nhostname: x\narch: ${arch}\n":                                                "variables in a circle: arch -> arch",
+		"extends: ok.yaml\nhostname: on-${arch}\nvars: {arch: mine}\nmatrix: {arch: [amd64, arm64]}\n":   "on-mine",
+		"extends: ok.yaml\nhostname: on-${arch}\nvars: {it: arm64}\narch: ${it}\n":                       "on-arm64",
+		"extends: ok.yaml\nhostname: x\narch: ${arch}\n":                                                 "variables in a circle: arch -> arch",
 	} {
 		o := matrixOptions(text)
 		if strings.Contains(text, "matrix") {
