@@ -191,7 +191,7 @@ func (b *imageBuild) one(t *target) (desc v1.Descriptor, err error) {
 	if err := stepOptions(c, &options); err != nil {
 		return desc, err
 	}
-	memory, err := remember(c, b.cache, r)
+	memory, err := remember(c, b.cache, t)
 	if err != nil {
 		return desc, err
 	}
