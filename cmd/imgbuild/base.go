@@ -12,6 +12,7 @@ import (
 	"github.com/imgpipe/imgpipe/pkg/diskimage"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/base"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/build"
+	"github.com/imgpipe/imgpipe/pkg/diskimage/packages"
 	"github.com/imgpipe/imgpipe/pkg/oci"
 	"github.com/imgpipe/imgpipe/pkg/oci/remote"
 )
@@ -92,6 +93,15 @@ func baseError(err error) error {
 	}
 	if _, ok := errors.AsType[*remote.Error](err); ok {
 		return refs.Fail(err)
+	}
+	if e, ok := errors.AsType[*packages.NotLockedError](err); ok {
+		if len(e.Missing) > 0 {
+			return ui.Fail(ui.ExitSource, err, "a cache or mirror that has them (imgbuild lock --mirror-to), or imgbuild lock, which takes what the archive has now")
+		}
+		return ui.Fail(ui.ExitRecipe, err, "imgbuild lock")
+	}
+	if _, ok := errors.AsType[*packages.MirrorError](err); ok {
+		return ui.Fail(ui.ExitSource, err, "")
 	}
 	if errors.Is(err, base.ErrDigest) {
 		return ui.Fail(ui.ExitTrust, err, "the image is damaged where it lies, or on its way: fetch it from elsewhere")

@@ -32,23 +32,57 @@ disk:
     - {name: root, type: root, filesystem: ext4, label: root, grow: true}
 `
 
+// onlyBIOS has GRUB's own menu, kernel and an initramfs of ours, all on the root.
+const onlyBIOS = `extends: debian-base.yaml
+name: only-bios
+packages: [grub-pc-bin]
+boot:
+  firmware: bios
+  initramfs: native
+  timeout: 10s
+  entries: [{name: other, title: "Another one", cmdline: "console=ttyS0 systemd.hostname=another"}]
+disk:
+  partitions: !replace
+    - {name: bios, type: bios}
+    - {name: config, type: config, size: 8MiB}
+    - {name: root, type: root, filesystem: ext4, label: root, grow: true}
+`
+
 // TestBootsHybrid writes one image onto a larger disk, as machines get it, and
 // boots that disk by SeaBIOS and GRUB and by OVMF and systemd-boot, from both menus
-// what is not the first.
+// what is not the first; with each kind of initramfs.
 func TestBootsHybrid(t *testing.T) {
-	h := newHouse(t)
-	dir := h.recipes("recipes")
-	h.write("recipes/hybrid.yaml", hybrid)
-	ref := "oci:" + h.dir + "/images:hybrid"
-	h.run(h.imgbuild, "build", filepath.Join(dir, "hybrid.yaml"), "-o", ref, "--cache", h.cache)
-	disk := h.write("disk.raw", "")
-	if err := os.Truncate(disk, 3<<30); err != nil {
-		t.Fatal(err)
-	}
-	h.run(h.imgpush, "write", ref, disk, "--yes", "--insecure-no-signature", "--hostname", "both-1")
-	for _, firmware := range []string{"bios", "uefi"} {
-		h.run(h.imgbuild, "test", "--disk", disk, "--firmware", firmware, "--timeout", "15m", "--expect", "golden login:", "--reject", "Kernel panic", "--reject", "error:")
-		h.pick(disk, qemu.Firmware(firmware), "Another one", "\x1b[B\r", "another login:")
+	for _, c := range []struct {
+		name, recipe string
+		firmware     []string
+		want         string // on the console, beside the login
+		soak         bool
+	}{
+		{"distribution", hybrid, []string{"bios", "uefi"}, "golden login:", false},
+		{"native", strings.Replace(hybrid, "firmware: hybrid\n", "firmware: hybrid\n  initramfs: native\n", 1), []string{"bios", "uefi"}, "imgpipe-init: ", true},
+		{"native, BIOS alone", onlyBIOS, []string{"bios"}, "imgpipe-init: ", false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			if c.soak {
+				soak(t)
+			}
+			h := newHouse(t)
+			dir := h.recipes("recipes")
+			h.write("recipes/trial.yaml", c.recipe)
+			ref := "oci:" + h.dir + "/images:trial"
+			h.run(h.imgbuild, "build", filepath.Join(dir, "trial.yaml"), "-o", ref, "--cache", h.cache)
+			disk := h.write("disk.raw", "")
+			if err := os.Truncate(disk, 3<<30); err != nil {
+				t.Fatal(err)
+			}
+			h.run(h.imgpush, "write", ref, disk, "--yes", "--insecure-no-signature", "--hostname", "both-1")
+			for _, firmware := range c.firmware {
+				begun := time.Now()
+				h.run(h.imgbuild, "test", "--disk", disk, "--firmware", firmware, "--timeout", "15m", "--expect", "golden login:", "--expect", c.want, "--reject", "Kernel panic", "--reject", "error:")
+				t.Logf("%s: a login after %s", firmware, time.Since(begun).Round(time.Second))
+				h.pick(disk, qemu.Firmware(firmware), "Another one", "\x1b[B\r", "another login:")
+			}
+		})
 	}
 }
 

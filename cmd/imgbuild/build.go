@@ -191,14 +191,14 @@ func (b *imageBuild) one(t *target) (desc v1.Descriptor, err error) {
 	if err := stepOptions(c, &options); err != nil {
 		return desc, err
 	}
-	memory, err := remember(c, b.cache, r)
+	memory, err := remember(c, b.cache, t)
 	if err != nil {
 		return desc, err
 	}
 	defer func() { err = errors.Join(err, memory.close()) }()
 	options.Program, options.Fetch = memory.program, memory.fetch
 	if c.Bool("locked") {
-		l, err := openLock(c, t.combination, memory.opener)
+		l, err := obeyedLock(c, t.combination, memory.opener)
 		if err != nil {
 			return desc, err
 		}

@@ -117,6 +117,7 @@ func (d *doctor) all(ctx context.Context) {
 	d.program("qemu-system-x86_64", "qemu-system-x86", "imgbuild test and boot", optional)
 	d.file("OVMF", "/usr/share/OVMF/OVMF_CODE_4M.fd", "ovmf", "imgbuild test and boot", optional)
 	d.program("qemu-system-aarch64", "qemu-system-arm", "imgbuild test of arm64", optional)
+	d.file("AAVMF", "/usr/share/AAVMF/AAVMF_CODE.fd", "qemu-efi-aarch64", "imgbuild test of arm64", optional)
 	d.emulation()
 }
 
@@ -223,23 +224,20 @@ func (d *doctor) kvm(ctx context.Context) {
 	d.say(f, err)
 }
 
-// emulation looks for an interpreter of the other architecture's programs.
+// emulation tries programs of the other architectures.
 func (d *doctor) emulation() {
-	for arch, name := range map[string]string{"amd64": "qemu-x86_64", "arm64": "qemu-aarch64"} {
+	for _, arch := range []string{"amd64", "arm64"} {
 		if arch == runtime.GOARCH {
 			continue
 		}
-		f := finding{Name: arch + " programs", State: optional, For: "building " + arch + " images", Fix: "apt-get install qemu-user-static binfmt-support"}
-		b, err := os.ReadFile("/proc/sys/fs/binfmt_misc/" + name)
-		switch {
-		case err != nil:
-			err = errors.New("the kernel has no interpreter for them")
-		case !strings.HasPrefix(string(b), "enabled"):
-			err = errors.New("the interpreter is switched off")
-		case !strings.Contains(string(b), "F"):
-			err = errors.New("the interpreter would have to be in the tree: it is registered without the flag F")
+		f := finding{Name: arch + " programs", State: optional, For: "building " + arch + " images", Why: "one ran, slowly"}
+		err := sandbox.Foreign(arch)
+		if err != nil {
+			if problem, fix, ok := strings.Cut(err.Error(), ": as root, run: "); ok {
+				err, f.Fix = errors.New(problem), fix
+			}
 		}
-		f.Why = "by " + name
 		d.say(f, err)
+		d.program("arch-test", "arch-test", "a Debian base of "+arch, optional)
 	}
 }

@@ -28,20 +28,12 @@ const sysupdate = "sysupdate"
 func exportUpdate(c *cli.Context, talk *ui.Talk, a *oci.Artifact, dir string) error {
 	cfg := a.Config()
 	release := cfg.Name + "_" + cfg.Version
-	parts := map[string]diskimage.Disk{}
 	disk := a.Disk(c.Context)
 	var table diskimage.Table
 	if cfg.Disk.Table != nil {
 		table = *cfg.Disk.Table
 	}
-	for _, p := range table.Partitions {
-		switch {
-		case p.Role == diskimage.RoleRoot && p.Name == release:
-			parts[release+".root.raw"] = diskSection{disk, p.Extent}
-		case p.Role == diskimage.RoleVerity && p.Name == release+"_verity":
-			parts[release+".verity.raw"] = diskSection{disk, p.Extent}
-		}
-	}
+	parts := updateParts(&table, disk, release)
 	if len(parts) == 0 { // nor a table, of a disk that was imported
 		return ui.Fail(ui.ExitUsage, fmt.Errorf("--format %s: the image has no slots", sysupdate), "docs/loaders.md says how a recipe gets them")
 	}
@@ -72,6 +64,28 @@ func exportUpdate(c *cli.Context, talk *ui.Talk, a *oci.Artifact, dir string) er
 		_, err := f.WriteString(sums.String())
 		return err
 	})
+}
+
+// updateParts are a release's partitions by the names of their files. Those of a sealed
+// root have the PARTUUIDs that its root hash asks for in them (sysupdate.d(5), "@u").
+func updateParts(table *diskimage.Table, disk diskimage.Disk, release string) map[string]diskimage.Disk {
+	parts := map[string]diskimage.Disk{}
+	sealed := slices.ContainsFunc(table.Partitions, func(p diskimage.Partition) bool {
+		return p.Role == diskimage.RoleVerity && p.Name == release+"_verity"
+	})
+	for _, p := range table.Partitions {
+		name := release
+		if sealed {
+			name += "_" + p.GUID.String()
+		}
+		switch {
+		case p.Role == diskimage.RoleRoot && p.Name == release:
+			parts[name+".root.raw"] = diskSection{disk, p.Extent}
+		case p.Role == diskimage.RoleVerity && p.Name == release+"_verity":
+			parts[name+".verity.raw"] = diskSection{disk, p.Extent}
+		}
+	}
+	return parts
 }
 
 // findUKI reads that of a release, whatever its name says of tries.

@@ -17,6 +17,7 @@ import (
 
 	"github.com/imgpipe/imgpipe/cmd/internal/refs"
 	"github.com/imgpipe/imgpipe/cmd/internal/ui"
+	"github.com/imgpipe/imgpipe/pkg/diskimage"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/build"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/lock"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/packages"
@@ -86,8 +87,8 @@ type openedLock struct {
 	repos []oci.Repository
 }
 
-// openLock reads the lock that build --locked obeys.
-func openLock(c *cli.Context, x recipe.Combination, opener *refs.Opener) (*openedLock, error) {
+// obeyedLock reads the lock that build --locked obeys.
+func obeyedLock(c *cli.Context, x recipe.Combination, opener *refs.Opener) (*openedLock, error) {
 	path := c.Args().First()
 	name := lockName(path, x)
 	f, err := readLock(name)
@@ -97,6 +98,12 @@ func openLock(c *cli.Context, x recipe.Combination, opener *refs.Opener) (*opene
 	if f == nil {
 		return nil, ui.Fail(ui.ExitRecipe, fmt.Errorf("--locked: there is no %s", name), "imgbuild lock "+path)
 	}
+	return openMirrors(c, name, f, opener)
+}
+
+// openMirrors opens the places that have a lock's packages. One that cannot be
+// opened is a warning.
+func openMirrors(c *cli.Context, name string, f *lock.File, opener *refs.Opener) (*openedLock, error) {
 	l := &openedLock{file: f}
 	for _, text := range f.Mirrors {
 		ref, err := refs.Parse(text)
@@ -177,13 +184,13 @@ func runLock(c *cli.Context) (err error) {
 	o := build.Options{
 		CacheDir: cache, WorkDir: c.String("scratch"), Env: proxies(), Progress: (&buildSteps{talk: talk}).event, Now: time.Now, Bases: bases(c),
 	}
+	mirrors := &openedLock{}
 	if old != nil {
-		l, err := openLock(c, x, opener)
-		if err != nil {
+		if mirrors, err = openMirrors(c, name, old, opener); err != nil {
 			return err
 		}
-		o.FetchPackage = l.fetch
 	}
+	o.FetchPackage = mirrors.fetch
 	how := build.ResolveOptions{Previous: old, Update: c.StringSlice("update"), Upgrade: c.Bool("upgrade")}
 	if c.Bool("diff") && len(how.Update) == 0 {
 		how.Upgrade = true
@@ -200,14 +207,37 @@ func runLock(c *cli.Context) (err error) {
 		return lockResult(talk, name, f, changes, false)
 	}
 	if ref := c.String("mirror-to"); ref != "" {
+		if err := packages.Obtain(c.Context, cache, f.Packages, mirrors.fetch); err != nil { // older builds may have left only the tree
+			return baseError(fmt.Errorf("--mirror-to %s: %w", ref, err))
+		}
 		if err := mirrorPackages(c, opener, cache, ref, f); err != nil {
 			return err
 		}
+	}
+	if n := unmirrored(old, f); n > 0 && !c.IsSet("mirror-to") {
+		talk.Sayf("warning: %d packages that are new in the lock may be missing at its mirrors; --mirror-to %s sends them", n, f.Mirrors[0])
 	}
 	if err := build.WriteFile(name, f.Marshal()); err != nil {
 		return ui.Fail(ui.ExitTarget, err, "")
 	}
 	return lockResult(talk, name, f, changes, true)
+}
+
+// unmirrored counts the packages that the mirrors of a lock were not given.
+func unmirrored(old, f *lock.File) (n int) {
+	if old == nil || len(f.Mirrors) == 0 {
+		return 0
+	}
+	had := map[diskimage.Digest]bool{}
+	for _, p := range old.Packages {
+		had[p.Digest] = true
+	}
+	for _, p := range f.Packages {
+		if !had[p.Digest] {
+			n++
+		}
+	}
+	return n
 }
 
 // lockResult says what a lock has, and what changed.

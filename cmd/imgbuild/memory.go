@@ -28,6 +28,7 @@ type memory struct {
 	talk    *ui.Talk
 	dir     string
 	recipe  *recipe.Recipe
+	choices recipe.Combination
 	program string // what runs: other bytes may make other images
 	lock    diskimage.Digest
 	limit   int64 // bytes of the cache
@@ -51,8 +52,8 @@ type remembered struct {
 }
 
 // remember reads the flags of the cache.
-func remember(c *cli.Context, dir string, r *recipe.Recipe) (*memory, error) {
-	m := &memory{c: c, talk: ui.From(c), dir: dir, recipe: r}
+func remember(c *cli.Context, dir string, t *target) (*memory, error) {
+	m := &memory{c: c, talk: ui.From(c), dir: dir, recipe: t.recipe, choices: t.combination}
 	var err error
 	if m.limit, err = ui.ParseBytes(c.String("cache-size")); err != nil {
 		return nil, ui.Usagef(c, "--cache-size: %v", err)
@@ -174,9 +175,11 @@ func (m *memory) same(o build.Options, dir *oci.Dir, ref oci.Ref) (*built, error
 // prunes. The image is made: what goes wrong is a warning.
 func (m *memory) keep(b built, entries []string) {
 	m.explain(b.record.Keys)
+	last := lastBuild{m.choices.String(), b.record.Keys}
 	err := errors.Join(
 		build.PutRecord(m.dir, "builds/"+m.wholeKey(b.record.Keys).Hex(), remembered{b.manifest, b.record}),
-		build.PutRecord(m.dir, m.last(), b.record.Keys))
+		build.PutRecord(m.dir, m.last(m.choices), last),
+		build.PutRecord(m.dir, m.last(nil), last))
 	if err != nil {
 		m.talk.Sayf("warning: cache: %v", err)
 	}
@@ -208,25 +211,48 @@ func (m *memory) share(entries []string) {
 	}
 }
 
-// explain says what made steps differ from the last build of this image.
+// lastBuild is what last/NAME.json holds.
+type lastBuild struct {
+	Choices string          `json:"choices,omitempty"` // of the matrix
+	Keys    []build.StepKey `json:"keys"`
+}
+
+// explain says what made steps differ from the last build of this image. Where this
+// combination of a matrix was not built before, it says what its choices decide.
 func (m *memory) explain(keys []build.StepKey) {
 	if !m.c.Bool("explain") {
 		return
 	}
-	var before []build.StepKey
-	if !build.GetRecord(m.dir, m.last(), &before) {
-		m.talk.Sayf("explain: no build of %s in this cache before", m.recipe.Name)
-		return
+	what := m.recipe.Name
+	if len(m.choices) > 0 {
+		what += " with " + m.choices.String()
 	}
-	for _, line := range build.Changes(before, keys) {
+	var before lastBuild
+	if !build.GetRecord(m.dir, m.last(m.choices), &before) {
+		if !build.GetRecord(m.dir, m.last(nil), &before) {
+			m.talk.Sayf("explain: no build of %s in this cache before", what)
+			return
+		}
+		m.talk.Sayf("explain: no build of %s in this cache before; against that with %s:", what, before.Choices)
+	}
+	for _, line := range build.Changes(before.Keys, keys) {
 		m.talk.Sayf("explain: %s", line)
 	}
 }
 
-func (m *memory) last() string {
-	name := m.recipe.Name + "-" + m.recipe.Arch
+// last names the record of the last build with these choices; of none, of the last
+// build whatever they were.
+func (m *memory) last(choices recipe.Combination) string {
+	name := "last/" + m.recipe.Name
+	if len(choices) == 0 && len(m.choices) > 0 {
+		return name + "-matrix"
+	}
+	name += "-" + m.recipe.Arch
 	if m.recipe.Flavour != "" {
 		name += "-" + m.recipe.Flavour
 	}
-	return "last/" + name
+	if len(choices) > 0 {
+		name += "-" + diskimage.DigestOf([]byte(choices.String())).Hex()[:16]
+	}
+	return name
 }

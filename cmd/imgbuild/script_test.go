@@ -8,7 +8,7 @@ import (
 	"github.com/imgpipe/imgpipe/cmd/internal/cmdtest"
 )
 
-func TestMain(m *testing.M) { testscript.Main(m, map[string]func(){"imgbuild": main}) }
+func TestMain(m *testing.M) { testscript.Main(m, map[string]func(){"imgbuild": main, "tell": tell}) }
 
 func TestScripts(t *testing.T) { cmdtest.Run(t, "testdata/script") }
 

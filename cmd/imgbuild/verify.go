@@ -7,11 +7,9 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
-	"syscall"
 
 	"github.com/urfave/cli/v2"
 
@@ -44,8 +42,11 @@ func verifyBuild(c *cli.Context, a *oci.Artifact, t *target) (err error) {
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
 	step := talk.Step("verify")
-	err = again(c, dir, t)
+	same, err := again(c, dir, t)
 	step.End(err)
+	for _, what := range same {
+		talk.Sayf("verify: not varied: %s", what)
+	}
 	if err != nil {
 		return err
 	}
@@ -65,22 +66,10 @@ func verifyBuild(c *cli.Context, a *oci.Artifact, t *target) (err error) {
 	return ui.Fail(ui.ExitMismatch, &unequal{a.Digest(), b.Digest(), a.Index().DiskDigest == b.Index().DiskDigest, found}, "docs/build.md, \"Built twice\"")
 }
 
-// again runs the second build: later, with an empty cache but for downloads, other
-// folders, home, temporary files, time zone, language, umask, processors and workers.
-func again(c *cli.Context, dir string, t *target) error {
-	exe, err := os.Executable()
-	if err != nil {
-		return err
-	}
-	for _, name := range []string{"home", "tmp", "scratch", "cache"} {
-		if err := os.Mkdir(filepath.Join(dir, name), 0o755); err != nil {
-			return err
-		}
-	}
-	if err := shareDownloads(c, filepath.Join(dir, "cache")); err != nil {
-		return err
-	}
-	args := []string{os.Args[0], "build", c.Args().First(), "-o", "oci:" + filepath.Join(dir, "images") + ":again", "--quiet",
+// again runs the second build: later, with an empty cache but for downloads, and
+// under other conditions. It returns what was not varied.
+func again(c *cli.Context, dir string, t *target) (same []string, err error) {
+	args := []string{"build", c.Args().First(), "-o", "oci:" + filepath.Join(dir, "images") + ":again", "--quiet",
 		"--cache", filepath.Join(dir, "cache"), "--scratch", filepath.Join(dir, "scratch"), "--workers", "1"}
 	if c.Int("workers") == 1 {
 		args[len(args)-1] = "3"
@@ -102,22 +91,20 @@ func again(c *cli.Context, dir string, t *target) error {
 			args = append(args, fmt.Sprintf("--%s=%v", name, c.Value(name)))
 		}
 	}
-	var talk bytes.Buffer
-	cmd := exec.CommandContext(c.Context, exe)
-	cmd.Args, cmd.Stderr, cmd.Stdout = args, &talk, io.Discard
-	cmd.Env = append(os.Environ(), "HOME="+filepath.Join(dir, "home"), "TMPDIR="+filepath.Join(dir, "tmp"), "TZ=Asia/Kathmandu",
-		"LANG=tr_TR.UTF-8", "LC_ALL=tr_TR.UTF-8", "GOMAXPROCS=1", "USER=somebody", "LOGNAME=somebody")
-	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
-	old := syscall.Umask(0o077) // which the child inherits; nobody else is at work here
-	err = cmd.Start()
-	syscall.Umask(old)
-	if err == nil {
-		err = cmd.Wait()
-	}
-	if err != nil {
-		return fmt.Errorf("the second build: %w\n%s", err, strings.TrimRight(talk.String(), "\n"))
-	}
-	return nil
+	err = under(c.Context, dir, func(k *conditions) error {
+		same = k.Same
+		if err := shareDownloads(c, filepath.Join(dir, "cache")); err != nil {
+			return err
+		}
+		var talk bytes.Buffer
+		cmd := k.command(c.Context, args...)
+		cmd.Stderr = &talk
+		if err := cmd.Run(); err != nil {
+			return fmt.Errorf("the second build: %w\n%s", err, strings.TrimRight(talk.String(), "\n"))
+		}
+		return nil
+	})
+	return same, err
 }
 
 // shareDownloads gives another cache the packages of this one, which are named by

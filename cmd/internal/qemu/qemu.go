@@ -54,7 +54,10 @@ func Find(arch string) (Host, error) {
 	firmwarePkg := "ovmf"
 	if arch == "arm64" {
 		program, pkg, firmwarePkg = "qemu-system-aarch64", "qemu-system-arm", "qemu-efi-aarch64"
-		firmware = [][2]string{{"/usr/share/AAVMF/AAVMF_CODE.fd", "/usr/share/AAVMF/AAVMF_VARS.fd"}}
+		firmware = [][2]string{
+			{"/usr/share/AAVMF/AAVMF_CODE.fd", "/usr/share/AAVMF/AAVMF_VARS.fd"},
+			{"/usr/share/edk2/aarch64/QEMU_EFI-pflash.raw", "/usr/share/edk2/aarch64/vars-template-pflash.raw"},
+		}
 	}
 	path, err := exec.LookPath(program)
 	if err != nil {
@@ -109,7 +112,9 @@ type Machine struct {
 func (m Machine) args(vars string) []string {
 	machine, cpu := "q35", "max"
 	if m.Arch == "arm64" {
-		machine = "virt"
+		// Pointers are signed by a hash that QEMU computes, not the architecture's:
+		// emulating that one takes as long as all the rest.
+		machine, cpu = "virt", "max,pauth-impdef=on"
 	}
 	if m.Accel == "kvm" {
 		cpu = "host"

@@ -72,6 +72,15 @@ func TestArgsEscapeCommasAndNameTheSector(t *testing.T) {
 	}
 }
 
+func TestArgsOfArm64(t *testing.T) {
+	for accel, cpu := range map[string]string{"tcg": "max,pauth-impdef=on", "kvm": "host"} {
+		args := strings.Join(Machine{Host: Host{Arch: "arm64", Code: "c"}, Accel: accel, Disk: "d"}.args("v"), " ")
+		if !strings.Contains(args, "-machine virt -accel "+accel+" -cpu "+cpu+" ") {
+			t.Errorf("%s: %s", accel, args)
+		}
+	}
+}
+
 func TestWatchReportsAGuestThatCannotRun(t *testing.T) {
 	m := Machine{Host: Host{Arch: "amd64", Emulator: "/bin/false", Vars: "/dev/null"}, Accel: "tcg"}
 	if _, err := m.Watch(t.Context(), Expectation{Expect: []string{"x"}, Timeout: time.Minute}, io.Discard); err == nil {

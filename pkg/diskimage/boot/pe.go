@@ -41,6 +41,7 @@ const (
 	sectPointer = 20
 	sectFlags   = 36
 
+	machineARM64    = 0xaa64 // IMAGE_FILE_MACHINE_ARM64
 	magicPE32Plus   = 0x20b
 	localSymsGone   = 0x0008                  // IMAGE_FILE_LOCAL_SYMS_STRIPPED
 	initializedData = 0x00000040 | 0x40000000 // IMAGE_SCN_CNT_INITIALIZED_DATA | IMAGE_SCN_MEM_READ
@@ -165,6 +166,21 @@ func parsePE(file []byte) (*pe, error) {
 	return p, nil
 }
 
+// nop is an instruction of arm64 that does nothing. The assembler fills what it aligns
+// with it: also behind the headers that gnu-efi writes, which systemd-stub has to 252.
+const nop = 0xd503201f
+
+// padding reports whether bytes among the headers are of no use to anyone.
+func (p *pe) padding(b []byte) bool {
+	for ; len(b) >= 4; b = b[4:] {
+		v := binary.LittleEndian.Uint32(b)
+		if v != 0 && !(v == nop && p.machine() == machineARM64) {
+			return false
+		}
+	}
+	return true
+}
+
 // add appends a section behind all others in memory ("Section Table":
 // addresses ascend, and are multiples of SectionAlignment).
 func (p *pe) add(s section) error {
@@ -177,17 +193,17 @@ func (p *pe) add(s section) error {
 	if e+sectSize > p.room {
 		return fmt.Errorf("no room for its header: the table's end is %d, the first section at %d", e, p.room)
 	}
-	for _, b := range p.head[e : e+sectSize] {
-		if b != 0 {
-			return fmt.Errorf("no room for its header: the stub has data at %d", e)
-		}
+	header := p.head[e : e+sectSize]
+	if !p.padding(header) {
+		return fmt.Errorf("no room for its header: the stub has data at %d", e)
 	}
+	clear(header)
 	address := roundUp(p.memory, max(p.align(optSectAlign), payloadAlign))
 	n := s.data.Size()
 	if n > math.MaxUint32/4 || address+n > math.MaxUint32/2 {
 		return fmt.Errorf("%d bytes at %d are too much for a PE image", n, address)
 	}
-	copy(p.head[e:e+8], s.name)
+	copy(header, s.name)
 	p.put32(e+sectVirtual, uint32(n))
 	p.put32(e+sectAddress, uint32(address))
 	p.put32(e+sectFlags, initializedData)

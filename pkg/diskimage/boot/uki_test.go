@@ -316,6 +316,35 @@ func TestBuildErrors(t *testing.T) {
 	}
 }
 
+// TestStubPaddedWithInstructions: that of arm64 in systemd 252 has no zeros behind its
+// headers, but instructions that do nothing, as the assembler aligns code.
+func TestStubPaddedWithInstructions(t *testing.T) {
+	padded := func(machine uint16) []byte {
+		b := program(machine, 9, sect{".text", 0x4000, 3000})
+		for at := 64 + 24 + 240 + 40; at+4 <= 64+24+240+10*40; at += 4 {
+			binary.LittleEndian.PutUint32(b[at:], 0xd503201f)
+		}
+		return b
+	}
+	u := sample(padded(arm64))
+	b := read(t, u.Kernel)
+	binary.LittleEndian.PutUint16(b[binary.LittleEndian.Uint32(b[60:])+4:], arm64)
+	u.Kernel = diskimage.Bytes(b)
+	f, _ := parse(t, build(t, u))
+	if names := len(f.Sections); names != 6 || f.Section(".linux") == nil {
+		t.Fatalf("%d sections", names)
+	}
+	for _, s := range f.Sections[1:] {
+		if s.PointerToRelocations != 0 || s.PointerToLineNumbers != 0 || s.NumberOfRelocations != 0 || s.NumberOfLineNumbers != 0 || strings.ContainsRune(s.Name, 0x1f) {
+			t.Errorf("%q still has what was there before: %+v", s.Name, s.SectionHeader)
+		}
+	}
+	u = sample(padded(amd64)) // whose instructions these are not
+	if _, err := u.Build(); err == nil || !strings.Contains(err.Error(), "the stub has data") {
+		t.Errorf("got %v", err)
+	}
+}
+
 // FuzzStub has any stub refused, or built on as promised.
 func FuzzStub(f *testing.F) {
 	f.Add(stub())

@@ -95,16 +95,7 @@ func kernelPackages(t *testing.T) Options {
 // addModule puts a kernel module into a tree.
 func addModule(t *testing.T, res *packages.Result) (*packages.Result, error) {
 	t.Helper()
-	f, err := os.Open(res.Tar)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	info, err := f.Stat()
-	if err != nil {
-		return nil, err
-	}
-	root, err := tree.FromTar(f, info.Size())
+	root, err := readTar(res.Tar)
 	if err != nil {
 		return nil, err
 	}
@@ -115,12 +106,8 @@ func addModule(t *testing.T, res *packages.Result) (*packages.Result, error) {
 	if err := root.Put("/usr/lib/modules/6.1.0-1/kernel/thing.ko", &tree.Inode{Mode: 0o644, Data: diskimage.Bytes(m)}); err != nil {
 		return nil, err
 	}
-	var b bytes.Buffer
-	if err := tree.WriteTar(&b, root); err != nil {
-		return nil, err
-	}
-	res.Tar = filepath.Join(t.TempDir(), "kernel.tar")
-	return res, os.WriteFile(res.Tar, b.Bytes(), 0o644)
+	res.Tar, err = writeTar(t, root)
+	return res, err
 }
 
 func TestEnvironmentIsTheSameTwice(t *testing.T) {

@@ -14,6 +14,7 @@ import (
 	"github.com/imgpipe/imgpipe/pkg/diskimage/base"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/boot"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/evidence"
+	"github.com/imgpipe/imgpipe/pkg/diskimage/initramfs/initprogram"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/packages"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/recipe"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/tree"
@@ -92,6 +93,9 @@ func (im *Image) Contents(ctx context.Context, files bool, workers int) (*eviden
 			c.Boot.From = append(c.Boot.From, name)
 		}
 	}
+	if c.Programs, err = im.programs(owner); err != nil {
+		return nil, fmt.Errorf("evidence: %w", err)
+	}
 	if files {
 		whole, err := im.whole()
 		if err != nil {
@@ -102,6 +106,55 @@ func (im *Image) Contents(ctx context.Context, files bool, workers int) (*eviden
 		}
 	}
 	return c, nil
+}
+
+// programs lists what starts the image beside its boot program: the loaders, and the
+// init of a native initramfs.
+func (im *Image) programs(owner func(string) string) (out []evidence.Program, err error) {
+	m, r := &im.made, im.made.recipe
+	of := func(p string) (names []string) {
+		if at, err := m.installed.Resolve(p); err == nil {
+			p = at
+		}
+		if name := owner(p); name != "" {
+			names = append(names, name)
+		}
+		return names
+	}
+	if r.Boot.Loader == "systemd-boot" {
+		names := efiNames[r.Arch]
+		p := evidence.Program{Name: "systemd-boot", Path: names.fallback, From: of(loaderDir + names.loader)}
+		for i, t := range m.trees {
+			if t == nil || r.Disk.Partitions[i].Type != string(diskimage.RoleESP) {
+				continue
+			}
+			b, err := t.ReadFile(p.Path, maxLoader)
+			if err != nil {
+				return nil, err
+			}
+			p.SHA256 = diskimage.DigestOf(b)
+		}
+		out = append(out, p)
+	}
+	if r.Boot.Firmware != "uefi" {
+		p := evidence.Program{Name: "GRUB"} // its core has been fitted to the disk: it is no file
+		for _, dir := range grubDirs {
+			if m.installed.Get(dir+"/boot.img") != nil {
+				p.From = of(dir + "/boot.img")
+				break
+			}
+		}
+		out = append(out, p)
+	}
+	if r.Boot.Initramfs == initramfsNative {
+		program, err := initprogram.Program(r.Arch)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, evidence.Program{Name: "imgpipe-init", Inside: true, Own: true, License: "Apache-2.0",
+			SHA256: diskimage.DigestOf(program), Source: initprogram.Source()})
+	}
+	return out, nil
 }
 
 // whole is the image as it looks when all is mounted. The EFI system partition

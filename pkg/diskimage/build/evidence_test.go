@@ -7,12 +7,14 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
 
 	"github.com/imgpipe/imgpipe/pkg/diskimage"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/evidence"
+	"github.com/imgpipe/imgpipe/pkg/diskimage/initramfs/initprogram"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/packages"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/recipe"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/tree"
@@ -28,11 +30,7 @@ func packaged(t *testing.T) func(context.Context, packages.Request, packages.Opt
 		if err != nil {
 			return nil, err
 		}
-		b, err := os.ReadFile(res.Tar)
-		if err != nil {
-			return nil, err
-		}
-		root, err := tree.FromTar(bytes.NewReader(b), int64(len(b)))
+		root, err := readTar(res.Tar)
 		if err != nil {
 			return nil, err
 		}
@@ -45,15 +43,11 @@ func packaged(t *testing.T) func(context.Context, packages.Request, packages.Opt
 				return nil, err
 			}
 		}
-		var out bytes.Buffer
-		if err := tree.WriteTar(&out, root); err != nil {
-			return nil, err
-		}
-		res.Tar = filepath.Join(t.TempDir(), "packaged.tar")
 		res.Packages[0].Digest = digest
 		res.Tool, res.Keyring, res.Mode = "mmdebstrap 9.9.9", diskimage.DigestOf([]byte("keys")), "root"
 		res.Sources = []packages.Source{{Name: "mirror.example.org_debian_dists_bookworm_InRelease", Digest: diskimage.DigestOf([]byte("release"))}}
-		return res, os.WriteFile(res.Tar, out.Bytes(), 0o644)
+		res.Tar, err = writeTar(t, root)
+		return res, err
 	}
 }
 
@@ -121,6 +115,54 @@ func TestContentsAreThoseOfTheImage(t *testing.T) {
 	c.Image.Disk = diskimage.DigestOf(nil)
 	if _, err := evidence.SBOM(c); err != nil {
 		t.Error(err)
+	}
+}
+
+// Loaders and the init of a native initramfs are named, with the package they are of.
+func TestContentsNameWhatStartsTheImage(t *testing.T) {
+	r := load(t, withBoot("firmware: hybrid, loader: systemd-boot, initramfs: native", espPart, biosPart, rootPart))
+	o := withNative(t)
+	o.Evidence = true
+	small := o.debian
+	o.debian = func(ctx context.Context, req packages.Request, po packages.Options) (*packages.Result, error) {
+		res, err := small(ctx, req, po)
+		if err != nil {
+			return nil, err
+		}
+		root, err := readTar(res.Tar)
+		if err != nil {
+			return nil, err
+		}
+		for p, text := range map[string]string{
+			"/var/lib/dpkg/status": "Package: loader\nStatus: install ok installed\nVersion: 252\nArchitecture: amd64\n\n" +
+				"Package: grub\nStatus: install ok installed\nVersion: 2.06\nArchitecture: amd64\n",
+			"/var/lib/dpkg/info/loader.list": "/usr/lib/systemd/boot/efi/systemd-bootx64.efi\n",
+			"/var/lib/dpkg/info/grub.list":   "/usr/lib/grub/i386-pc/boot.img\n",
+		} {
+			if err := root.Put(p, &tree.Inode{Mode: 0o644, Data: diskimage.Bytes([]byte(text))}); err != nil {
+				return nil, err
+			}
+		}
+		out := *res
+		out.Tar, err = writeTar(t, root)
+		return &out, err
+	}
+	im := make1(t, r, o)
+	c, err := im.Contents(t.Context(), false, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	program, err := initprogram.Program("amd64")
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []evidence.Program{
+		{Name: "systemd-boot", Path: "/EFI/BOOT/BOOTX64.EFI", SHA256: diskimage.DigestOf([]byte(file(t, im, diskimage.RoleESP, "/EFI/BOOT/BOOTX64.EFI"))), From: []string{"loader"}},
+		{Name: "GRUB", From: []string{"grub"}},
+		{Name: "imgpipe-init", Inside: true, Own: true, License: "Apache-2.0", SHA256: diskimage.DigestOf(program), Source: initprogram.Source()},
+	}
+	if !reflect.DeepEqual(c.Programs, want) {
+		t.Errorf("got %+v, want %+v", c.Programs, want)
 	}
 }
 

@@ -161,6 +161,8 @@ func TestPrune(t *testing.T) {
 		put("debs/cc.deb", 1<<20, 30*24*time.Hour)
 		put("steps/dd.tar", 1<<20, time.Minute)
 		put("locks/x", 1<<20, 90*24*time.Hour)
+		put("layers/.ee.tar.tmp-1", 1<<20, 2*24*time.Hour) // of a build that was killed
+		put("layers/.ff.tar.tmp-2", 1<<20, 2*time.Hour)    // perhaps written to
 	}
 	names := func(es []CacheEntry) (out []string) {
 		for _, e := range es {
@@ -183,8 +185,8 @@ func TestPrune(t *testing.T) {
 		c.o.Now, c.o.DryRun = now, true
 		for range 2 {
 			gone, left, err := Prune(dir, c.o)
-			if err != nil || !slices.Equal(names(gone), c.want) {
-				t.Errorf("%+v: gone %q, %v; want %q", c.o, names(gone), err, c.want)
+			if want := append([]string{"layers/.ee.tar.tmp-1"}, c.want...); err != nil || !slices.Equal(names(gone), want) {
+				t.Errorf("%+v: gone %q, %v; want %q", c.o, names(gone), err, want)
 			}
 			if want := int64(4-len(c.want)) << 20; left < want || left > want+64<<10 {
 				t.Errorf("%+v: %d bytes left, want about %d", c.o, left, want)
@@ -196,8 +198,13 @@ func TestPrune(t *testing.T) {
 				t.Errorf("%+v: %q is still there", c.o, found)
 			}
 		}
-		if _, err := os.Stat(filepath.Join(dir, "locks/x")); err != nil {
-			t.Error(err)
+		for _, stays := range []string{"locks/x", "layers/.ff.tar.tmp-2"} {
+			if _, err := os.Stat(filepath.Join(dir, stays)); err != nil {
+				t.Error(err)
+			}
+		}
+		if left, _ := filepath.Glob(filepath.Join(dir, "layers/.ee*")); len(left) > 0 {
+			t.Errorf("%q is left", left)
 		}
 	}
 }

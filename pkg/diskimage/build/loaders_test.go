@@ -46,16 +46,7 @@ func addLoaders(t *testing.T, o Options, without ...string) Options {
 		if err != nil {
 			return nil, err
 		}
-		f, err := os.Open(res.Tar)
-		if err != nil {
-			return nil, err
-		}
-		defer f.Close()
-		info, err := f.Stat()
-		if err != nil {
-			return nil, err
-		}
-		root, err := tree.FromTar(f, info.Size())
+		root, err := readTar(res.Tar)
 		if err != nil {
 			return nil, err
 		}
@@ -74,15 +65,30 @@ func addLoaders(t *testing.T, o Options, without ...string) Options {
 				return nil, err
 			}
 		}
-		var b bytes.Buffer
-		if err := tree.WriteTar(&b, root); err != nil {
-			return nil, err
-		}
 		out := *res
-		out.Tar = filepath.Join(t.TempDir(), "root.tar")
-		return &out, os.WriteFile(out.Tar, b.Bytes(), 0o644)
+		out.Tar, err = writeTar(t, root)
+		return &out, err
 	}
 	return o
+}
+
+// readTar and writeTar are for distributions with more in them.
+func readTar(name string) (*tree.Tree, error) {
+	b, err := os.ReadFile(name)
+	if err != nil {
+		return nil, err
+	}
+	return tree.FromTar(bytes.NewReader(b), int64(len(b)))
+}
+
+func writeTar(t *testing.T, root *tree.Tree) (string, error) {
+	t.Helper()
+	var b bytes.Buffer
+	if err := tree.WriteTar(&b, root); err != nil {
+		return "", err
+	}
+	name := filepath.Join(t.TempDir(), "root.tar")
+	return name, os.WriteFile(name, b.Bytes(), 0o644)
 }
 
 // withBoot is the small recipe with another boot and other partitions.
@@ -351,8 +357,9 @@ func TestAMenuWithARootHashIsBesideTheRoot(t *testing.T) {
 
 // TestSealedSlots: hashes for each slot, named as systemd-sysupdate's examples are.
 func TestSealedSlots(t *testing.T) {
-	im := make1(t, load(t, withBoot("loader: systemd-boot, initramfs: native", espPart, "name: root-a, type: root, slot: a, readOnly: true", "name: root-b, type: root, slot: b, readOnly: true",
-		"name: hashes-a, type: verity, for: root-a", "name: hashes-b, type: verity, for: root-b")), withNative(t))
+	text := withBoot("loader: systemd-boot, initramfs: native, entries: [{name: rescue, cmdline: rescue}]", espPart, "name: root-a, type: root, slot: a, readOnly: true, size: 48MiB", "name: root-b, type: root, slot: b, readOnly: true",
+		"name: hashes-a, type: verity, for: root-a, size: 2MiB", "name: hashes-b, type: verity, for: root-b")
+	im := make1(t, load(t, text), withNative(t))
 	var names []string
 	for _, p := range im.Table.Partitions {
 		names = append(names, p.Name)
@@ -372,8 +379,24 @@ func TestSealedSlots(t *testing.T) {
 			t.Errorf("slot b has hashes at %v", x)
 		}
 	}
-	if got := sections(t, onFAT(t, im, 0)["/EFI/Linux/small_1.efi"].Data)[".cmdline"]; !strings.Contains(got, "roothash="+im.Record.RootHash) {
-		t.Errorf("command line %q", got)
+	half := func(g diskimage.GUID) string { return strings.ReplaceAll(g.String(), "-", "") }
+	if half(p[1].GUID)+half(p[3].GUID) != im.Record.RootHash {
+		t.Errorf("root hash %s, PARTUUIDs %s and %s", im.Record.RootHash, p[1].GUID, p[3].GUID)
+	}
+	for _, name := range []string{"small_1", "small-rescue_1"} {
+		if got := sections(t, onFAT(t, im, 0)["/EFI/Linux/"+name+".efi"].Data)[".cmdline"]; !strings.Contains(got, "root=/dev/mapper/root roothash="+im.Record.RootHash) {
+			t.Errorf("%s: command line %q", name, got)
+		}
+	}
+	if fstab := strings.Join(strings.Fields(file(t, im, diskimage.RoleRoot, "/etc/fstab")), " "); !strings.Contains(fstab, "/dev/mapper/root / ext4 ro") || strings.Contains(fstab, p[2].GUID.String()) {
+		t.Errorf("fstab %s", fstab)
+	}
+	// The next release: all in its place, and a slot without a release as it was.
+	next := make1(t, load(t, strings.Replace(text, `release: "1"`, `release: "2"`, 1)), withNative(t))
+	for i, q := range next.Table.Partitions {
+		if follows := i == 1 || i == 3; q.Extent != p[i].Extent || (q.GUID == p[i].GUID) == follows {
+			t.Errorf("release 2: %+v, was %+v", q, p[i])
+		}
 	}
 }
 

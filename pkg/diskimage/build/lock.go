@@ -51,8 +51,11 @@ func Resolve(ctx context.Context, r *recipe.Recipe, o Options, how ResolveOption
 		return nil, err
 	}
 	old := how.Previous
+	if old != nil {
+		f.Mirrors = old.Mirrors // what stays may be nowhere else
+	}
 	if old != nil && old.Request == f.Request && len(how.Update) == 0 && !how.Upgrade {
-		f.Packages, f.Archives, f.Mirrors = old.Packages, old.Archives, old.Mirrors
+		f.Packages, f.Archives = old.Packages, old.Archives
 		return f, nil
 	}
 	po := b.packageOptions()

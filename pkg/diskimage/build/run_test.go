@@ -225,3 +225,61 @@ func TestRunStepFails(t *testing.T) {
 		}
 	}
 }
+
+// The folders of a cache are of other ids, and a step may hold them.
+func TestPruneFoldersOfRunSteps(t *testing.T) {
+	if err := sandbox.Check(t.Context(), t.TempDir(), ""); err != nil {
+		t.Skip(err)
+	}
+	head, _, _ := strings.Cut(runText, "run:")
+	_, disk, _ := strings.Cut(runText, "disk:")
+	r, _ := stepsFolder(t, head+`run:
+  - {name: fill, script: "b=/bin/busybox; $b head -c 1000000 /dev/zero >/var/cache/x/big; $b chown 33 /var/cache/x/big; $b chmod 700 /var/cache/x", cache: [/var/cache/x]}
+disk:`+disk)
+	o := Options{CacheDir: t.TempDir(), Now: time.Now}
+	t.Cleanup(func() {
+		if err := sandbox.RemoveCaches(o.CacheDir); err != nil {
+			t.Error(err)
+		}
+	})
+	b, err := stepsBuild(t, r, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	found := func() (out []CacheEntry) {
+		entries, err := Cache(o.CacheDir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, e := range entries {
+			if e.Kind == mounts {
+				out = append(out, e)
+			}
+		}
+		return out
+	}
+	all := found()
+	if len(all) != 1 || os.Getuid() == 0 && all[0].Size < 1000000 || time.Since(all[0].Used) > time.Hour {
+		t.Fatalf("listed: %+v", all)
+	}
+	prune := func(now time.Time, want int) {
+		t.Helper()
+		gone, _, err := Prune(o.CacheDir, PruneOptions{Keep: -1, Unused: 24 * time.Hour, Now: now})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if n := len(found()); n != want || want == 0 && !slices.ContainsFunc(gone, func(e CacheEntry) bool { return e.Kind == mounts }) {
+			t.Errorf("%d left, want %d; gone: %+v", n, want, gone)
+		}
+	}
+	prune(time.Now(), 1)
+	box := sandbox.New(sandbox.Options{CacheDir: o.CacheDir, Epoch: time.Unix(0, 0)})
+	if _, err := box.Run(t.Context(), b.tree, sandbox.Step{Name: "x", Script: "true"}); err != nil {
+		t.Fatal(err)
+	}
+	prune(time.Now().Add(48*time.Hour), 1) // the sandbox is open
+	if err := box.Close(); err != nil {
+		t.Fatal(err)
+	}
+	prune(time.Now().Add(48*time.Hour), 0)
+}

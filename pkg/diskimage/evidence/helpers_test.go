@@ -116,6 +116,11 @@ func contents(t testing.TB) *Contents {
 			Disk: diskimage.DigestOf([]byte("disk"))},
 		Tool: "imgpipe-1", Recipe: diskimage.DigestOf([]byte("recipe")), Database: db,
 		Boot: &Boot{Path: "/EFI/BOOT/BOOTX64.EFI", Kernel: "6.1", SHA256: diskimage.DigestOf([]byte("uki")), From: []string{"g++", "g++"}},
+		Programs: []Program{
+			{Name: "systemd-boot", Path: "/EFI/BOOT/BOOTX64.EFI", SHA256: diskimage.DigestOf([]byte("loader")), From: []string{"openssh-server"}},
+			{Name: "imgpipe-init", Inside: true, Own: true, License: "Apache-2.0", SHA256: diskimage.DigestOf([]byte("init")), Source: "here"},
+			{Name: "GRUB", From: []string{"unknown"}},
+		},
 	}
 }
 

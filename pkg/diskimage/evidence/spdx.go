@@ -21,7 +21,8 @@ type Contents struct {
 	Recipe   diskimage.Digest // of the resolved recipe in canonical form; zero if there was none
 	Database *Database
 	Boot     *Boot
-	Files    []File // all of the image's files, or nil to list none
+	Programs []Program // what starts the image beside Boot
+	Files    []File    // all of the image's files, or nil to list none
 }
 
 // Boot is the program that starts the image: kernel, initramfs and command line.
@@ -30,6 +31,19 @@ type Boot struct {
 	Kernel string // version
 	SHA256 diskimage.Digest
 	From   []string // names of the packages whose files are in it, as far as is known
+}
+
+// Program is a loader, or what runs before the system's init. One of a package has
+// the package's version and licence; one of imgpipe's own the version of imgpipe.
+type Program struct {
+	Name    string           // systemd-boot
+	Path    string           // on the EFI system partition, "" where it is no file there
+	Inside  bool             // it is in the initramfs, and so in Boot
+	SHA256  diskimage.Digest // zero where it is not known
+	From    []string         // the package whose files it is, as far as is known
+	Own     bool             // it is imgpipe's
+	License string           // SPDX expression, of one that is no package's
+	Source  string           // for people: what it was made of
 }
 
 // none is what SPDX writes where nothing is claimed.
@@ -141,6 +155,7 @@ func SBOM(c *Contents) ([]byte, error) {
 	d.image()
 	d.system()
 	d.boot()
+	d.programs()
 	d.files()
 	if err := d.unique(); err != nil {
 		return nil, fmt.Errorf("sbom: %w", err)
@@ -322,13 +337,51 @@ func (d *sbom) boot() {
 	}
 	d.add(p)
 	d.relate(idImage, "CONTAINS", idBoot)
-	for _, name := range slices.Compact(slices.Sorted(slices.Values(b.From))) {
+	for _, from := range d.named(b.From) {
+		d.relate(idBoot, "GENERATED_FROM", packageID(from))
+	}
+}
+
+// programs adds the loaders and the init of a native initramfs.
+func (d *sbom) programs() {
+	for _, b := range d.of.Programs {
+		p := spdxPackage{SPDXID: "SPDXRef-Program-" + idString(b.Name, len(b.Name)), Name: b.Name, Purpose: "APPLICATION",
+			LicenseDeclared: b.License, SourceInfo: b.Source}
+		if b.Path != "" {
+			p.PackageFileName = "./" + strings.TrimPrefix(b.Path, "/")
+		}
+		if !b.SHA256.IsZero() {
+			p.Checksums = []spdxChecksum{{"SHA256", b.SHA256.Hex()}}
+		}
+		if b.Own {
+			p.VersionInfo = strings.TrimPrefix(d.of.Tool, "imgpipe-")
+		}
+		from := d.named(b.From)
+		if len(from) > 0 {
+			p.VersionInfo, p.Supplier, p.LicenseDeclared = from[0].Version, agent(from[0].Maintainer), from[0].License.Expression
+		}
+		d.add(p)
+		whole := idImage
+		if b.Inside {
+			whole = idBoot
+		}
+		d.relate(whole, "CONTAINS", p.SPDXID)
+		for _, f := range from {
+			d.relate(p.SPDXID, "GENERATED_FROM", packageID(f))
+		}
+	}
+}
+
+// named returns the packages of these names.
+func (d *sbom) named(names []string) (out []*Package) {
+	for _, name := range slices.Compact(slices.Sorted(slices.Values(names))) {
 		for i := range d.of.Database.Packages {
 			if p := &d.of.Database.Packages[i]; p.Name == name {
-				d.relate(idBoot, "GENERATED_FROM", packageID(p))
+				out = append(out, p)
 			}
 		}
 	}
+	return out
 }
 
 // files adds the image's files to the packages they are of, and those that no

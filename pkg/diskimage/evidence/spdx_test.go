@@ -152,6 +152,16 @@ func TestWhatThePackagesSay(t *testing.T) {
 	if e := get("SPDXRef-deb-exim4-all"); e.LicenseDeclared != "NOASSERTION" || e.Supplier != "Person: no address" {
 		t.Errorf("exim4 %+v", e)
 	}
+	loader, own, grub := get("SPDXRef-Program-systemd-boot"), get("SPDXRef-Program-imgpipe-init"), get("SPDXRef-Program-GRUB")
+	if loader.VersionInfo != p.VersionInfo || loader.VersionInfo == "" || loader.LicenseDeclared != p.LicenseDeclared || loader.PackageFileName != "./EFI/BOOT/BOOTX64.EFI" {
+		t.Errorf("systemd-boot %+v", loader)
+	}
+	if own.VersionInfo != "1" || own.LicenseDeclared != "Apache-2.0" || own.SourceInfo != "here" {
+		t.Errorf("init %+v", own)
+	}
+	if grub.VersionInfo != "" || grub.LicenseDeclared != "NOASSERTION" || grub.Checksums != nil {
+		t.Errorf("what is not known of GRUB is said: %+v", grub)
+	}
 	related := map[spdxRelationship]bool{}
 	for _, r := range d.Relationships {
 		related[r] = true
@@ -167,6 +177,9 @@ func TestWhatThePackagesSay(t *testing.T) {
 		{"SPDXRef-OperatingSystem", "CONTAINS", "SPDXRef-deb-libc6-i386"},
 		{"SPDXRef-deb-openssh-server-amd64", "DEPENDS_ON", "SPDXRef-deb-libc6-amd64"},
 		{"SPDXRef-Boot", "GENERATED_FROM", gpp},
+		{"SPDXRef-Image", "CONTAINS", "SPDXRef-Program-systemd-boot"},
+		{"SPDXRef-Program-systemd-boot", "GENERATED_FROM", "SPDXRef-deb-openssh-server-amd64"},
+		{"SPDXRef-Boot", "CONTAINS", "SPDXRef-Program-imgpipe-init"},
 	} {
 		if !related[want] {
 			t.Errorf("no %v", want)

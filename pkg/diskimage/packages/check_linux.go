@@ -7,11 +7,13 @@ import (
 	"os"
 	"os/exec"
 	"os/user"
+	"runtime"
 	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/imgpipe/imgpipe/pkg/internal/binfmt"
 	"github.com/imgpipe/imgpipe/pkg/internal/subid"
 )
 
@@ -35,6 +37,9 @@ func (r *run) check() error {
 			return &MissingToolError{Tool: t.name, Package: t.pkg}
 		}
 	}
+	if err := r.foreign(); err != nil {
+		return err
+	}
 	if r.mode == "root" {
 		return nil
 	}
@@ -52,6 +57,21 @@ func (r *run) check() error {
 			return fmt.Errorf("%w: %s has no range of %d for %s: as root, run: usermod --add-%s %d-%d %s",
 				ErrNoSubordinateIDs, file, subid.Need, u.Username, kind, free, free+subid.Need-1, u.Username)
 		}
+	}
+	return nil
+}
+
+// foreign looks for what runs maintainer scripts of another architecture. mmdebstrap
+// asks arch-test for it, and has no other way.
+func (r *run) foreign() error {
+	if r.req.Arch == runtime.GOARCH {
+		return nil
+	}
+	if err := binfmt.Check(r.req.Arch); err != nil {
+		return err
+	}
+	if _, err := exec.LookPath("arch-test"); err != nil {
+		return &MissingToolError{Tool: "arch-test", Package: "arch-test"}
 	}
 	return nil
 }

@@ -135,9 +135,10 @@ type run struct {
 	req     Request
 	request diskimage.Digest
 	cache   *cache
-	keys    []byte // the keyring
-	tool    string // "mmdebstrap 1.3.5"
-	mode    string // "root" or "unshare"
+	keys    []byte   // the keyring
+	tool    string   // "mmdebstrap 1.3.5"
+	mode    string   // "root" or "unshare"
+	moved   []string // of a lock: not told to, but needed to
 }
 
 func newRun(ctx context.Context, req Request, o Options) (*run, error) {
@@ -213,11 +214,20 @@ func (r *run) result(ctx context.Context) (*Result, error) {
 		return nil, err
 	}
 	if r.Lock != nil {
-		if err := r.obtain(ctx); err != nil {
+		if err := r.cache.obtain(ctx, r.Lock); err != nil {
 			return nil, err
 		}
 	}
-	return r.build(ctx, r.WorkDir, firstNeed)
+	for {
+		res, err := r.build(ctx, r.WorkDir, firstNeed)
+		more := r.Lock.free(err)
+		if len(more) == 0 || ctx.Err() != nil {
+			return res, err
+		}
+		lock := *r.Lock
+		lock.Free = append(slices.Clone(lock.Free), more...) // it grows each time
+		r.Lock, r.moved = &lock, append(r.moved, more...)
+	}
 }
 
 // errTooSmall stops a run whose work directory will not hold the tree.
@@ -317,7 +327,7 @@ func (r *run) runIn(ctx context.Context, dir string, mayMove bool) (_ *Result, e
 		kept = lockedStore{r.cache}
 	}
 	t := newTalk(fromHooks, toHooks, kept)
-	t.terms = r.req.terms()
+	t.terms = strings.Join(append([]string{r.req.terms()}, r.moved...), " ")
 	var cached *Result
 	t.decide = func(s []Source) (bool, error) {
 		if r.Lock != nil {

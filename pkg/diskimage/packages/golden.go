@@ -86,6 +86,7 @@ var goldenRules = []rule{
 	{"/var/lib/apt/lists", emptyDir},
 	{"/var/lib/apt/periodic", emptyDir},
 	{"/var/cache/apt", removeFiles},
+	{"/var/cache/apt/archives/partial", removeAll}, // _apt's where it could reach the tree; apt makes it again
 	{"/var/cache/ldconfig", emptyDir},
 	{"/var/cache/debconf/*-old", removeAll},
 	{"/var/lib/dpkg/*-old", removeAll},

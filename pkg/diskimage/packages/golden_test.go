@@ -87,6 +87,7 @@ func TestGoldenRemovesWhatIsOfOneMachine(t *testing.T) {
 		{"/var/cache/apt/pkgcache.bin", file("x"), false},
 		{"/var/cache/apt/archives/a_1_all.deb", file("x"), false},
 		{"/var/cache/apt/archives", dir(), true},
+		{"/var/cache/apt/archives/partial", dir(), false},
 		{"/var/cache/ldconfig/aux-cache", file("x"), false},
 		{"/var/cache/ldconfig", dir(), true},
 		{"/var/cache/debconf/config.dat-old", file("x"), false},

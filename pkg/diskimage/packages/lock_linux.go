@@ -11,6 +11,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -34,10 +35,11 @@ type Locked struct {
 type Lock struct {
 	Packages []Locked
 	Sources  []Source // what they were resolved against, for the record
-	// Free makes the packages a preference: the archive is asked as well, and these
-	// may have another version, as may what they then need. nil: these packages and no others.
+	// Pin makes the packages a preference: the archive is asked as well, and those of
+	// Free may have another version, as may what they then need. What is nowhere to be
+	// had any more is taken from the archive as well. Not set: these packages and no others.
+	Pin  bool
 	Free []string
-	Pin  bool // Free is obeyed, even if it is empty
 	// Fetch opens a package that the cache lacks; nil, or an error, leaves URLs that
 	// are files.
 	Fetch func(ctx context.Context, p Locked) (io.ReadCloser, error)
@@ -98,11 +100,21 @@ func (r *run) lockedKey() (diskimage.Digest, error) {
 	return digestJSON([]any{r.request, "locked", packages})
 }
 
+// Obtain brings packages into a cache that lacks them, each checked by its SHA-256;
+// fetch is as in Lock. What is nowhere to be had is in a NotLockedError.
+func Obtain(ctx context.Context, cacheDir string, packages []Locked, fetch func(context.Context, Locked) (io.ReadCloser, error)) error {
+	c, err := openCache(cacheDir)
+	if err != nil {
+		return err
+	}
+	return c.obtain(ctx, &Lock{Packages: packages, Fetch: fetch})
+}
+
 // obtain brings every package of the lock into the cache.
-func (r *run) obtain(ctx context.Context) error {
+func (c *cache) obtain(ctx context.Context, l *Lock) error {
 	var missing []Locked
-	for _, p := range r.Lock.Packages {
-		if !r.cache.hasDeb(p.uri()) {
+	for _, p := range l.Packages {
+		if !c.hasDeb(p.uri()) {
 			missing = append(missing, p)
 		}
 	}
@@ -111,7 +123,7 @@ func (r *run) obtain(ctx context.Context) error {
 	g.SetLimit(4)
 	for i, p := range missing {
 		g.Go(func() error {
-			errs[i] = r.obtainOne(ctx, p)
+			errs[i] = c.obtainOne(ctx, p, l.Fetch)
 			return ctx.Err()
 		})
 	}
@@ -124,21 +136,21 @@ func (r *run) obtain(ctx context.Context) error {
 			e.Missing, e.Err = append(e.Missing, p.Name+" "+p.Version), errs[i]
 		}
 	}
-	if len(e.Missing) > 0 && r.Lock.strict() {
+	if len(e.Missing) > 0 && l.strict() {
 		return e
 	}
 	return nil // what is only preferred may be gone
 }
 
-func (r *run) obtainOne(ctx context.Context, p Locked) (err error) {
+func (c *cache) obtainOne(ctx context.Context, p Locked, fetch func(context.Context, Locked) (io.ReadCloser, error)) (err error) {
 	var tried []error
-	for _, open := range []func(context.Context, Locked) (io.ReadCloser, error){r.Lock.Fetch, openFile} {
+	for _, open := range []func(context.Context, Locked) (io.ReadCloser, error){fetch, openFile} {
 		if open == nil {
 			continue
 		}
 		body, err := open(ctx, p)
 		if err == nil {
-			err = errors.Join(r.cache.storeDeb(p.uri(), io.LimitReader(body, p.Size+1)), body.Close())
+			err = errors.Join(c.storeDeb(p.uri(), io.LimitReader(body, p.Size+1)), body.Close())
 		}
 		if err == nil {
 			return nil
@@ -211,6 +223,44 @@ func (r *run) preferences() string {
 		}
 	}
 	return b.String()
+}
+
+// reUnmet are apt's words for a dependency whose one version to be had does not do,
+// or which cannot be installed itself. A package's further lines begin with blanks.
+var reUnmet = regexp.MustCompile(`^ (?:(\S+) : | +)(?:PreDepends|Depends|Breaks|Conflicts): (\S+) .*but .+ to be installed`)
+
+// free is what of a lock that is only preferred has to move besides, by what apt
+// said when the rest could not stay: what a package of Free now needs or breaks,
+// or what needed it as it was.
+func (l *Lock) free(err error) (names []string) {
+	failed, ok := errors.AsType[*RunError](err)
+	if !ok || l == nil || !l.Pin {
+		return nil
+	}
+	held := func(name string) bool {
+		name, _, _ = strings.Cut(name, ":")
+		return !slices.Contains(l.Free, name) && slices.ContainsFunc(l.Packages, func(p Locked) bool { return p.Name == name })
+	}
+	subject := ""
+	for line := range strings.Lines(failed.Tail) {
+		m := reUnmet.FindStringSubmatch(line)
+		if m == nil {
+			continue
+		}
+		if m[1] != "" {
+			subject = m[1]
+		}
+		name := m[2]
+		if !held(name) {
+			name = subject
+		}
+		if held(name) {
+			name, _, _ = strings.Cut(name, ":")
+			names = append(names, name)
+		}
+	}
+	slices.Sort(names)
+	return slices.Compact(names)
 }
 
 // writeStanza writes a package's entry of an index: its own control file with the

@@ -152,8 +152,7 @@ func TestObtain(t *testing.T) {
 		if c.url != "" {
 			q.URL = c.url
 		}
-		r := &run{cache: c2, Options: Options{Lock: &Lock{Packages: []Locked{q}, Fetch: c.fetch}}}
-		err = r.obtain(t.Context())
+		err = c2.obtain(t.Context(), &Lock{Packages: []Locked{q}, Fetch: c.fetch})
 		if (err == nil) != c.ok {
 			t.Errorf("%s: %v", what, err)
 		}
@@ -198,5 +197,35 @@ func TestLockedTreeIsTheSame(t *testing.T) {
 	less.Packages = slices.DeleteFunc(slices.Clone(packages), func(p Locked) bool { return p.Name == "netbase" })
 	if _, err := Debian(t.Context(), req, Options{CacheDir: first, Lock: &less}); err == nil {
 		t.Error("a package that is not in the lock was installed")
+	}
+}
+
+// What apt says of unmet dependencies frees those that are held, and no others.
+func TestWhatIsFreedBesides(t *testing.T) {
+	l := &Lock{Pin: true, Free: []string{"curl"}}
+	for _, name := range []string{"curl", "libcurl4", "libssl3", "wget", "git", "bash"} {
+		l.Packages = append(l.Packages, Locked{Name: name})
+	}
+	for tail, want := range map[string][]string{
+		" curl : Depends: libcurl4 (= 2) but 1 is to be installed":                                                               {"libcurl4"},
+		" curl:amd64 : PreDepends: libcurl4 (= 2) but 1 is to be installed\n        Breaks: wget (< 2) but 1 is to be installed": {"libcurl4", "wget"},
+		" git : Depends: curl (= 1) but 2 is to be installed":                                                                    {"git"},
+		" curl : Depends: libssl3:amd64 (>= 3) but it is not going to be installed":                                              {"libssl3"},
+		" curl : Depends: nowhere (>= 2) but it is not installable":                                                              nil,
+		" curl : Depends: curl-data (>= 2) but it is not going to be installed":                                                  nil,
+		"E: Unable to correct problems, you have held broken packages.":                                                          nil,
+	} {
+		err := fmt.Errorf("debian: %w", &RunError{Tail: "Reading…\n" + tail + "\nE: Unable"})
+		if got := l.free(err); !slices.Equal(got, want) {
+			t.Errorf("%s: got %q, want %q", tail, got, want)
+		}
+		strict := *l
+		strict.Pin = false
+		if got := strict.free(err); got != nil {
+			t.Errorf("a strict lock frees %q", got)
+		}
+	}
+	if got := l.free(errors.New("another")); got != nil {
+		t.Errorf("another error frees %q", got)
 	}
 }

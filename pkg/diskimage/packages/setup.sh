@@ -63,7 +63,11 @@ if [ "$answer" = send ]; then
 fi
 set -f
 # shellcheck disable=SC2086
-apt-get -qq -y -o Acquire::ForceHash=SHA256 --print-uris install $answer >"$root/tmp/imgpipe.uris"
+if ! apt-get -qq -y -o Acquire::ForceHash=SHA256 --print-uris install $answer >"$root/tmp/imgpipe.uris"; then
+	# shellcheck disable=SC2086
+	apt-get -q -y --simulate install $answer >&2 # says what depends on what it cannot have
+	exit 1
+fi
 set +f
 sed 's/^/uri /' <"$root/tmp/imgpipe.uris" >&3
 echo planned >&3

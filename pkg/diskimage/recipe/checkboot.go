@@ -123,6 +123,29 @@ func (c *checker) slots() {
 			c.report(field+".slot", "slot b gets what slot a has: the same filesystem and readOnly")
 		}
 		p.Size, p.FreePercent = a.Size, a.FreePercent
+		c.slotHashes(a.Name, p.Name)
+	}
+}
+
+// slotHashes checks that both slots have hashes or neither, in partitions of one size:
+// the release that goes into slot b brings those of slot a.
+func (c *checker) slotHashes(a, b string) {
+	hashes := func(slot string) int {
+		return slices.IndexFunc(c.r.Disk.Partitions, func(p Partition) bool { return p.Type == "verity" && p.For == slot && slot != "" })
+	}
+	i, j := hashes(a), hashes(b)
+	switch {
+	case i < 0 && j < 0:
+	case j < 0:
+		c.report(fmt.Sprintf("disk.partitions[%d].for", i), "%q has hashes and slot b has none; add a verity partition for %q", clip(a), clip(b))
+	case i < 0:
+		c.report(fmt.Sprintf("disk.partitions[%d].for", j), "%q has hashes and slot a has none; add a verity partition for %q", clip(b), clip(a))
+	default:
+		p, q := &c.r.Disk.Partitions[i], &c.r.Disk.Partitions[j]
+		if q.Size != 0 && q.Size != p.Size {
+			c.report(fmt.Sprintf("disk.partitions[%d].size", j), "the hashes of slot b take as much as those of slot a; leave it out")
+		}
+		q.Size = p.Size
 	}
 }
 
@@ -135,8 +158,12 @@ func (c *checker) slotNames() {
 	if c.r.Boot.Firmware != "uefi" && !c.bad.has("boot.firmware") {
 		c.report("boot.firmware", "%s: GRUB does not choose between two slots; give firmware: uefi", c.r.Boot.Firmware)
 	}
-	if n := len(c.r.Name) + 1 + len(c.r.Release); n > limit {
-		c.report("release", "slots are named NAME_RELEASE, which has %d characters, of at most %d", n, limit)
+	what, n := "NAME_RELEASE", len(c.r.Name)+1+len(c.r.Release)
+	if slices.ContainsFunc(c.r.Disk.Partitions, func(p Partition) bool { return p.Type == "verity" }) {
+		what, n = what+"_verity", n+len("_verity")
+	}
+	if n > limit {
+		c.report("release", "slots are named %s, which has %d characters, of at most %d", what, n, limit)
 	}
 }
 

@@ -20,7 +20,7 @@ func decode(table *shape, root *node, v *vars, bad *mistakes) *Recipe {
 	d := &decoder{bad: bad, origins: map[string]Pos{}}
 	d.value(table, root, "", reflect.ValueOf(r).Elem())
 	for name, text := range v.done {
-		if n := v.raw[name]; n.pos.File == setFile && r.Vars != nil {
+		if n := v.raw[name]; n != nil && n.pos.File == setFile && r.Vars != nil {
 			r.Vars[name] = text
 			d.origins["vars."+name] = n.pos
 		}

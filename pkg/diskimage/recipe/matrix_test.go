@@ -134,3 +134,29 @@ func TestAChoiceHasToFitTheMatrix(t *testing.T) {
 		}
 	}
 }
+
+// TestArchIsAVariable: what differs between architectures alone must not show in the
+// tag, as a variable of the matrix would.
+func TestArchIsAVariable(t *testing.T) {
+	for text, want := range map[string]string{
+		"extends: ok.yaml\nhostname: on-${arch}\nmatrix: {arch: [amd64, arm64]}\n":                       "on-arm64",
+		"extends: ok.yaml\nhostname: on-${it}\nvars:\n  it: x-${arch}\nmatrix: {arch: [amd64, arm64]}\n": "on-x-arm64",
+		"extends: ok.yaml\nhostname: on-${arch}\nvars: {arch: mine}\nmatrix: {arch: [amd64, arm64]}\n":   "on-mine",
+		"extends: ok.yaml\nhostname: on-${arch}\nvars: {it: arm64}\narch: ${it}\n":                       "on-arm64",
+		"extends: ok.yaml\nhostname: x\narch: ${arch}\n":                                                 "variables in a circle: arch -> arch",
+	} {
+		o := matrixOptions(text)
+		if strings.Contains(text, "matrix") {
+			o.Choose = map[string]string{"arch": "arm64"}
+		}
+		r, err := Load("recipe.yaml", o)
+		if err != nil && !strings.Contains(err.Error(), want) || err == nil && r.Hostname != want {
+			t.Errorf("%s%v, %v; want %s", text, r, err, want)
+		}
+	}
+	o := matrixOptions("extends: ok.yaml\nhostname: on-${arch}\n")
+	o.Set = map[string]string{"arch": "arm64"}
+	if _, err := Load("recipe.yaml", o); err == nil || !strings.Contains(err.Error(), "vars.arch: no such variable") {
+		t.Errorf("--set arch: %v", err)
+	}
+}

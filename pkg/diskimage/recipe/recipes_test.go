@@ -20,7 +20,12 @@ func TestTheRecipesOfTheProjectLoad(t *testing.T) {
 		t.Fatalf("recipes: %v, %v", paths, err)
 	}
 	for _, path := range paths {
-		r, err := Load(path, Options{Set: map[string]string{"console": "tty0"}})
+		all, err := Matrix(path, Options{})
+		if err != nil {
+			t.Errorf("%s:\n%v", path, err)
+			continue
+		}
+		r, err := Load(path, Options{Set: map[string]string{"console": "tty0"}, Choose: all[len(all)-1].Choose()})
 		if err != nil {
 			t.Errorf("%s:\n%v", path, err)
 			continue
@@ -32,7 +37,7 @@ func TestTheRecipesOfTheProjectLoad(t *testing.T) {
 		if r.Kind == KindEnvironment {
 			cmdline, r.Boot.Cmdline = "console=tty0 console=tty0 panic=10", r.Cmdline
 		}
-		if rest := strings.TrimPrefix(r.Boot.Cmdline, cmdline); rest != "" && rest != " panic=10" || r.Base.Debian.Mirrors != nil {
+		if rest := strings.TrimPrefix(r.Boot.Cmdline, cmdline); rest != "" && rest != " panic=10" && rest != " console=ttyAMA0" || r.Base.Debian.Mirrors != nil {
 			t.Errorf("%s: cmdline %q, mirrors %q", path, r.Boot.Cmdline, r.Base.Debian.Mirrors)
 		}
 	}

@@ -176,7 +176,11 @@ func TestTheSchemaTakesWhatLoadTakes(t *testing.T) {
 		if texts[path], err = os.ReadFile(path); err != nil {
 			t.Fatal(err)
 		}
-		r, err := Load(path, Options{})
+		all, err := Matrix(path, Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		r, err := Load(path, Options{Choose: all[0].Choose()})
 		if err != nil {
 			t.Fatal(err)
 		}

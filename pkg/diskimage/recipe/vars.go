@@ -19,6 +19,7 @@ var varName = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_-]*$`)
 // vars holds the variables of a recipe and expands them in values.
 type vars struct {
 	raw      map[string]*node  // as written, from all files
+	arch     *node             // the recipe's, a variable where raw has none of the name
 	done     map[string]string // expanded
 	open     []string          // being expanded: finds circles
 	expanded int               // bytes made so far
@@ -50,8 +51,16 @@ func newVars(layers []*node, set map[string]string, bad *mistakes) *vars {
 		v.raw[name] = &node{pos: Pos{File: setFile}, class: text, text: set[name]}
 		v.done[name] = set[name]
 	}
+	for _, layer := range layers {
+		if e := layer.get(archVar); e != nil && e.value.kind == scalar {
+			v.arch = &node{pos: e.value.pos, class: e.value.class, text: e.value.text}
+		}
+	}
 	return v
 }
+
+// archVar is the variable that a recipe has without vars: its key of that name.
+const archVar = "arch"
 
 func (v *vars) names() []string { return slices.Sorted(maps.Keys(v.raw)) }
 
@@ -114,6 +123,9 @@ func (v *vars) value(name string) (out, problem string) {
 		return s, ""
 	}
 	n, ok := v.raw[name]
+	if !ok && name == archVar && v.arch != nil {
+		n, ok = v.arch, true
+	}
 	if !ok {
 		return "", fmt.Sprintf("no variable %q%s", name, didYouMean(name, v.names()))
 	}

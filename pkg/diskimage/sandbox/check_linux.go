@@ -2,54 +2,24 @@ package sandbox
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"runtime"
+	"strings"
 	"time"
 
 	"github.com/imgpipe/imgpipe/pkg/diskimage"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/tree"
+	"github.com/imgpipe/imgpipe/pkg/internal/binfmt"
 	"github.com/imgpipe/imgpipe/pkg/internal/workdir"
 )
-
-// exitCode are programs that do nothing but exit(0), by architecture.
-var exitCode = map[string]struct {
-	machine uint16
-	code    []byte
-}{
-	"amd64": {62, []byte{0x31, 0xff, 0xb8, 60, 0, 0, 0, 0x0f, 0x05}},                // xor edi, edi; mov eax, 60; syscall
-	"arm64": {183, []byte{0, 0, 0x80, 0xd2, 0xa8, 0x0b, 0x80, 0xd2, 1, 0, 0, 0xd4}}, // mov x0, 0; mov x8, 93; svc 0
-}
-
-// exitProgram is such a program as ELF (System V ABI, chapter 4): a header, one
-// segment, the code.
-func exitProgram(arch string) []byte {
-	const at, head = 0x400000, 64 + 56
-	e := exitCode[arch]
-	b := make([]byte, head, head+len(e.code))
-	le := binary.LittleEndian
-	copy(b, "\x7fELF\x02\x01\x01")
-	for off, v := range map[int]uint16{16: 2, 18: e.machine, 52: 64, 54: 56, 56: 1} {
-		le.PutUint16(b[off:], v)
-	}
-	le.PutUint32(b[20:], 1)
-	le.PutUint64(b[24:], at+head) // entry
-	le.PutUint64(b[32:], 64)      // program headers
-	le.PutUint32(b[64:], 1)       // load
-	le.PutUint32(b[68:], 5)       // read, execute
-	size := uint64(head + len(e.code))
-	for off, v := range map[int]uint64{80: at, 88: at, 96: size, 104: size, 112: 0x1000} {
-		le.PutUint64(b[off:], v)
-	}
-	return append(b, e.code...)
-}
 
 // Check runs a program in a sandbox, and returns why that cannot be done. A host that
 // can run no step can still build what has no steps.
 func Check(ctx context.Context, cacheDir, workDir string) (err error) {
 	t := tree.New()
-	if err := t.Put("/probe", &tree.Inode{Mode: 0o755, Data: diskimage.Bytes(exitProgram(runtime.GOARCH))}); err != nil {
+	if err := t.Put("/probe", &tree.Inode{Mode: 0o755, Data: diskimage.Bytes(binfmt.Program(runtime.GOARCH))}); err != nil {
 		return err
 	}
 	box := New(Options{CacheDir: cacheDir, WorkDir: workDir, Epoch: time.Unix(1<<30, 0)})
@@ -74,4 +44,36 @@ func Room(workDir string) (memory, disk int64, where string) {
 		workDir = workdir.VarTmp
 	}
 	return workdir.Memory(), workdir.Room(workDir), workDir
+}
+
+// Foreign returns why programs of an architecture, amd64 or arm64, do not run here. The
+// error names the line that mends it.
+func Foreign(arch string) error { return binfmt.Check(arch) }
+
+// foreign does the same for the program that a step starts with, in the tree.
+func foreign(t *tree.Tree, script string) error {
+	name := "/bin/sh"
+	if first, _, _ := strings.Cut(script, "\n"); strings.HasPrefix(first, "#!") {
+		fields := strings.Fields(first[2:])
+		if len(fields) == 0 {
+			return nil
+		}
+		name = fields[0]
+	}
+	real, err := t.Resolve(name)
+	if err != nil {
+		return nil // which the step's start says better
+	}
+	n := t.Get(real)
+	if n == nil || n.Kind != tree.Regular || n.Data == nil {
+		return nil
+	}
+	var start [20]byte
+	if _, err := n.Data.ReadAt(start[:], 0); err != nil && err != io.EOF {
+		return err
+	}
+	if arch := binfmt.Arch(start[:]); arch != "" && arch != runtime.GOARCH {
+		return binfmt.Check(arch)
+	}
+	return nil
 }

@@ -8,7 +8,6 @@ import (
 	"os"
 	"os/exec"
 	osuser "os/user"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"syscall"
@@ -132,23 +131,6 @@ func (i *ids) after(pid int) error {
 		}
 	}
 	return nil
-}
-
-// RemoveCaches removes the folders that stay from build to build, in which files may
-// belong to subordinate ids. No step may be running.
-func RemoveCaches(cacheDir string) error {
-	dirs, err := filepath.Glob(filepath.Join(cacheDir, "mounts", "*"))
-	if err != nil || len(dirs) == 0 {
-		return err
-	}
-	own, err := hostIDs()
-	if err != nil {
-		return err
-	}
-	for _, dir := range dirs {
-		err = errors.Join(err, clean(own, dir))
-	}
-	return err
 }
 
 // hinted is an error of the helper, which comes as text.

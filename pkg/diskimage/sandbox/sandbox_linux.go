@@ -171,6 +171,9 @@ func (s *Sandbox) run(ctx context.Context, t *tree.Tree, step Step) (*tree.Tree,
 		}
 	}
 	config, err := plan(t, step, s.o)
+	if err == nil {
+		err = foreign(t, step.Script)
+	}
 	if err != nil {
 		return nil, err
 	}

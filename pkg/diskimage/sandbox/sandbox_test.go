@@ -2,14 +2,17 @@ package sandbox
 
 import (
 	"bytes"
+	"errors"
 	"os"
 	"os/exec"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/imgpipe/imgpipe/pkg/diskimage"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/tree"
+	"github.com/imgpipe/imgpipe/pkg/internal/binfmt"
 )
 
 var epoch = time.Date(2026, 11, 1, 0, 0, 0, 0, time.UTC)
@@ -107,4 +110,27 @@ func layerOf(t *testing.T, in, out *tree.Tree) []byte {
 		t.Errorf("the layer makes another tree: %q", d)
 	}
 	return b.Bytes()
+}
+
+// TestStepsOfAnotherArchitecture runs a program of one where the kernel has an interpreter,
+// which is not in the tree; else the step is refused with the line that mends it.
+func TestStepsOfAnotherArchitecture(t *testing.T) {
+	other := map[string]string{"amd64": "arm64", "arm64": "amd64"}[runtime.GOARCH]
+	in := tree.New()
+	for _, name := range []string{"/probe", "/bin/sh"} {
+		if err := in.Put(name, &tree.Inode{Mode: 0o755, Data: diskimage.Bytes(binfmt.Program(other))}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	missing := Foreign(other)
+	for _, script := range []string{"#!/probe\n", "#! /probe x\n", "true\n"} {
+		_, err := newBox(t).Run(t.Context(), in, Step{Name: "s", Script: script, User: "root"})
+		var e *binfmt.Error
+		switch {
+		case missing == nil && err != nil:
+			t.Errorf("%q: %v", script, err)
+		case missing != nil && (!errors.As(err, &e) || e.Fix == ""):
+			t.Errorf("%q: %v; want %v", script, err, missing)
+		}
+	}
 }

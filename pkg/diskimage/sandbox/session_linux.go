@@ -38,10 +38,11 @@ type session struct {
 	enc  *gob.Encoder
 	dec  *gob.Decoder
 
-	held map[string]*tree.Inode // what the helper's tree has; nil for what only it knows
-	ids  *ids
-	dir  string // the host's work directory, "" for none
-	lock *os.File
+	held  map[string]*tree.Inode // what the helper's tree has; nil for what only it knows
+	ids   *ids
+	dir   string // the host's work directory, "" for none
+	lock  *os.File
+	inUse *os.File // the folders that stay
 }
 
 // open starts a helper. Its work directory lies in parent, or takes so much memory.
@@ -50,7 +51,7 @@ func open(o Options, parent string, memory int64) (*session, error) {
 	if err != nil {
 		return nil, err
 	}
-	caches, err := prepareCaches(o.CacheDir, ids)
+	caches, inUse, err := openCaches(o.CacheDir, ids)
 	if err != nil {
 		return nil, err
 	}
@@ -59,18 +60,18 @@ func open(o Options, parent string, memory int64) (*session, error) {
 			workdir.Left(p, workPrefix, func(dir string) { _ = clean(ids, dir) }) // the next build tries again
 		}
 	}
-	s := &session{o: o, where: "memory", ids: ids, held: map[string]*tree.Inode{}, said: &bytes.Buffer{}}
+	s := &session{o: o, where: "memory", ids: ids, inUse: inUse, held: map[string]*tree.Inode{}, said: &bytes.Buffer{}}
 	set := settings{Caches: caches, Memory: memory}
 	if parent != "" {
 		if s.dir, err = workdir.Make(parent, workPrefix, 0); err != nil {
-			return nil, err
+			return nil, errors.Join(err, inUse.Close())
 		}
 		s.where = s.dir
 		if s.lock, err = workdir.Hold(s.dir); err == nil {
 			set.Work, err = openFolder(s.dir)
 		}
 		if err != nil {
-			return nil, errors.Join(err, os.RemoveAll(s.dir))
+			return nil, errors.Join(err, os.RemoveAll(s.dir), inUse.Close())
 		}
 	}
 	if err := s.start(set, ids); err != nil {
@@ -90,18 +91,6 @@ func openFolder(dir string) (string, error) {
 		return "", err
 	}
 	return x, os.Chmod(x, 0o777)
-}
-
-// prepareCaches makes the folder of those that stay, for these ids.
-func prepareCaches(dir string, ids *ids) (string, error) {
-	if dir == "" {
-		return "", errors.New("no cache directory")
-	}
-	dir = filepath.Join(dir, "mounts", fmt.Sprint(ids.first()))
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return "", err
-	}
-	return openFolder(dir)
 }
 
 // clean removes a work directory, in which files may belong to the helper's ids.
@@ -254,5 +243,6 @@ func (s *session) close() error {
 	if s.lock != nil {
 		s.lock.Close()
 	}
+	s.inUse.Close()
 	return err
 }

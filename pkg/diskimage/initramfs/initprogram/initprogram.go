@@ -51,3 +51,9 @@ func field(name string) string {
 	}
 	return strings.TrimSpace(string(b))
 }
+
+// Source says for people what the programs were made of: where, the SHA-256 of the
+// sources, and the Go that compiled them.
+func Source() string {
+	return "built from github.com/imgpipe/imgpipe/cmd/imgbuild/initrd, sources SHA-256 " + Sources() + ", by " + field("go-version")
+}
