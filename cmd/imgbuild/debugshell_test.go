@@ -2,6 +2,7 @@ package main
 
 import (
 	"archive/tar"
+	"bytes"
 	"context"
 	"fmt"
 	"os"
@@ -94,18 +95,23 @@ type conversation struct {
 	*testing.T
 	outer *os.File
 	seen  string
+	at    int // what was waited for ends there
 }
 
-// until reads until want appears behind what was read by earlier calls.
+// until reads until want appears behind what earlier calls waited for.
 func (c *conversation) until(want string) {
 	c.Helper()
-	from, buf := len(c.seen), make([]byte, 4096)
-	for !strings.Contains(c.seen[from:], want) {
+	buf := make([]byte, 4096)
+	for !strings.Contains(c.seen[c.at:], want) {
 		n, err := c.outer.Read(buf)
+		if bytes.Contains(buf[:n], []byte("\x1b[6n")) { // where is the cursor? A terminal answers
+			c.types("\x1b[1;8R")
+		}
 		if c.seen += string(buf[:n]); err != nil {
 			c.Fatalf("waiting for %q: %v; seen:\n%s", want, err, c.seen)
 		}
 	}
+	c.at += strings.Index(c.seen[c.at:], want) + len(want)
 }
 
 func (c *conversation) types(text string) {
