@@ -156,7 +156,7 @@ func TestDebugShellOnATerminal(t *testing.T) {
 	c.types("echo $((6 * 7)) $(cat /etc/made) $(cat /run/token)\n")
 	c.until("42 half a secret value\r\n")
 	c.until("ready> ")
-	c.types("echo 'going to''sleep'; sleep 1000\n")
+	c.types("sh -c \"echo 'going to''sleep'; sleep 1000\"\n") // one job, which is in front before it speaks
 	c.until("going tosleep\r\n")
 	c.types("\x03")
 	c.until("ready> ")
