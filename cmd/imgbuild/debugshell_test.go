@@ -2,6 +2,7 @@ package main
 
 import (
 	"archive/tar"
+	"bytes"
 	"context"
 	"fmt"
 	"os"
@@ -94,18 +95,23 @@ type conversation struct {
 	*testing.T
 	outer *os.File
 	seen  string
+	at    int // what was waited for ends there
 }
 
-// until reads until want appears behind what was read by earlier calls.
+// until reads until want appears behind what earlier calls waited for.
 func (c *conversation) until(want string) {
 	c.Helper()
-	from, buf := len(c.seen), make([]byte, 4096)
-	for !strings.Contains(c.seen[from:], want) {
+	buf := make([]byte, 4096)
+	for !strings.Contains(c.seen[c.at:], want) {
 		n, err := c.outer.Read(buf)
+		if bytes.Contains(buf[:n], []byte("\x1b[6n")) { // where is the cursor? A terminal answers
+			c.types("\x1b[1;8R")
+		}
 		if c.seen += string(buf[:n]); err != nil {
 			c.Fatalf("waiting for %q: %v; seen:\n%s", want, err, c.seen)
 		}
 	}
+	c.at += strings.Index(c.seen[c.at:], want) + len(want)
 }
 
 func (c *conversation) types(text string) {
@@ -150,7 +156,7 @@ func TestDebugShellOnATerminal(t *testing.T) {
 	c.types("echo $((6 * 7)) $(cat /etc/made) $(cat /run/token)\n")
 	c.until("42 half a secret value\r\n")
 	c.until("ready> ")
-	c.types("echo 'going to''sleep'; sleep 1000\n")
+	c.types("sh -c \"echo 'going to''sleep'; sleep 1000\"\n") // one job, which is in front before it speaks
 	c.until("going tosleep\r\n")
 	c.types("\x03")
 	c.until("ready> ")
