@@ -23,7 +23,6 @@ import (
 // the package manager left them, and what the Containerfile adds as another. Then
 // a machine made of that machine's disk, raw and as an artifact.
 func TestBootsFromAContainerImage(t *testing.T) {
-	soak(t)
 	h := newHouse(t)
 	dir := h.recipes("recipes")
 	at := filepath.Join(dir, "from-containerfile")

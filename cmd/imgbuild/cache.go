@@ -19,9 +19,9 @@ func cacheCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "cache",
 		Usage: "show or prune what builds keep",
-		Description: `Builds keep packages, package trees and the results of steps, and prune what was used
-longest ago when there is more than --cache-size of build. Builds may run meanwhile: what
-was used within the last hour stays.
+		Description: `Builds keep packages, package trees, the results of steps and the folders of run steps'
+cache, and prune what was used longest ago when there is more than --cache-size of build.
+Builds may run meanwhile: what was used within the last hour stays.
 
   imgbuild cache list
   imgbuild cache prune --keep 5GiB

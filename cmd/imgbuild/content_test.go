@@ -1,21 +1,13 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
-	"io"
-	"net/http"
-	"net/http/httptest"
 	"path/filepath"
-	"strings"
-	"sync/atomic"
 	"testing"
 
 	"github.com/imgpipe/imgpipe/cmd/internal/cmdtest"
-	"github.com/imgpipe/imgpipe/cmd/internal/ui"
 	"github.com/imgpipe/imgpipe/pkg/oci"
-	"github.com/imgpipe/imgpipe/pkg/oci/registry"
 )
 
 // TestCatFetchesOnlyWhatItNeeds reads a small file of an image with 24 MiB of data
@@ -26,25 +18,11 @@ func TestCatFetchesOnlyWhatItNeeds(t *testing.T) {
 	if err := im.Pack(context.Background(), oci.Ref{Dir: filepath.Join(root, "images"), Tag: "a"}); err != nil {
 		t.Fatal(err)
 	}
-	reg, err := registry.New(root, registry.Options{ReadOnly: true})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer reg.Close()
-	var sent atomic.Int64
-	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { reg.ServeHTTP(counted{w, &sent}, r) }))
-	defer server.Close()
-	ref := strings.TrimPrefix(server.URL, "http://") + "/images:a"
+	reg := serveCounted(t, root)
+	ref, sent := reg.host+"/images:a", &reg.sent
 	run := func(args ...string) []byte {
 		t.Helper()
-		sent.Store(0)
-		var out bytes.Buffer
-		program := app()
-		program.Writer, program.ErrWriter = &out, io.Discard
-		if err := ui.Run(context.Background(), program, append([]string{"imgbuild"}, args...)); err != nil {
-			t.Fatal(err)
-		}
-		return out.Bytes()
+		return reg.imgbuild(t, args...)
 	}
 	var list listing
 	if err := json.Unmarshal(run("ls", "--json", ref, "/etc"), &list); err != nil {

@@ -31,6 +31,48 @@ func (c counted) Write(p []byte) (int, error) {
 
 func (c counted) Unwrap() http.ResponseWriter { return c.ResponseWriter }
 
+// countingRegistry is a registry that counts what it sends.
+type countingRegistry struct {
+	host        string
+	sent, blobs atomic.Int64 // bytes, requests for blobs; of the last imgbuild
+}
+
+// serveCounted serves a folder until the test ends.
+func serveCounted(t *testing.T, root string) *countingRegistry {
+	t.Helper()
+	reg, err := registry.New(root, registry.Options{ReadOnly: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := &countingRegistry{}
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if strings.Contains(r.URL.Path, "/blobs/") {
+			c.blobs.Add(1)
+		}
+		reg.ServeHTTP(counted{w, &c.sent}, r)
+	}))
+	t.Cleanup(func() {
+		server.Close()
+		reg.Close()
+	})
+	c.host = strings.TrimPrefix(server.URL, "http://")
+	return c
+}
+
+// imgbuild runs the command in this process, and returns its stdout.
+func (c *countingRegistry) imgbuild(t *testing.T, args ...string) []byte {
+	t.Helper()
+	c.sent.Store(0)
+	c.blobs.Store(0)
+	var out bytes.Buffer
+	program := app()
+	program.Writer, program.ErrWriter = &out, io.Discard
+	if err := ui.Run(context.Background(), program, append([]string{"imgbuild"}, args...)); err != nil {
+		t.Fatal(err)
+	}
+	return out.Bytes()
+}
+
 // TestDiffReadsLittleOfARegistry compares two releases with those that are in
 // a registry, which counts what it sends.
 func TestDiffReadsLittleOfARegistry(t *testing.T) {
@@ -45,32 +87,11 @@ func TestDiffReadsLittleOfARegistry(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	var sent, blobs atomic.Int64
-	reg, err := registry.New(root, registry.Options{ReadOnly: true})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer reg.Close()
-	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if strings.Contains(r.URL.Path, "/blobs/") {
-			blobs.Add(1)
-		}
-		reg.ServeHTTP(counted{w, &sent}, r)
-	}))
-	defer server.Close()
-	host := strings.TrimPrefix(server.URL, "http://") + "/images:"
-
+	reg := serveCounted(t, root)
+	host, sent, blobs := reg.host+"/images:", &reg.sent, &reg.blobs
 	compare := func(a, b string) (c comparison) {
 		t.Helper()
-		sent.Store(0)
-		blobs.Store(0)
-		var out bytes.Buffer
-		program := app()
-		program.Writer, program.ErrWriter = &out, io.Discard
-		if err := ui.Run(context.Background(), program, []string{"imgbuild", "diff", "--json", a, b}); err != nil {
-			t.Fatal(err)
-		}
-		if err := json.Unmarshal(out.Bytes(), &c); err != nil {
+		if err := json.Unmarshal(reg.imgbuild(t, "diff", "--json", a, b), &c); err != nil {
 			t.Fatal(err)
 		}
 		return c

@@ -39,15 +39,11 @@ the image's fstab mounts them.
 			if c.NArg() < 1 {
 				return ui.Usagef(c, "ls needs a REF")
 			}
-			d, err := openDisk(c, c.Args().First())
+			d, v, err := openView(c)
 			if err != nil {
 				return err
 			}
 			defer func() { err = errors.Join(err, d.Close()) }()
-			v, err := d.view(c)
-			if err != nil {
-				return err
-			}
 			paths := c.Args().Tail()
 			if len(paths) == 0 {
 				paths = []string{"/"}
@@ -219,15 +215,11 @@ its SHA-256. Bytes that are no text go to a terminal only with --force.
 			if c.NArg() < 2 {
 				return ui.Usagef(c, "cat needs a REF and a PATH")
 			}
-			d, err := openDisk(c, c.Args().First())
+			d, v, err := openView(c)
 			if err != nil {
 				return err
 			}
 			defer func() { err = errors.Join(err, d.Close()) }()
-			v, err := d.view(c)
-			if err != nil {
-				return err
-			}
 			out := c.App.Writer
 			if ui.IsTerminal(out) && !c.Bool("force") {
 				out = &textOnly{w: out}

@@ -89,6 +89,19 @@ func openDiskFile(c *cli.Context, name string) (*openedDisk, error) {
 	return d, nil
 }
 
+// openView opens the disk that a command's first argument names, and its view.
+func openView(c *cli.Context) (*openedDisk, *content.View, error) {
+	d, err := openDisk(c, c.Args().First())
+	if err != nil {
+		return nil, nil, err
+	}
+	v, err := d.view(c)
+	if err != nil {
+		return nil, nil, errors.Join(err, d.Close())
+	}
+	return d, v, nil
+}
+
 // view returns the partition that --partition names, else the root with its mounts.
 func (d *openedDisk) view(c *cli.Context) (*content.View, error) {
 	var v *content.View

@@ -28,15 +28,11 @@ func treeCommand() *cli.Command {
 					return ui.Usagef(c, "--depth %d: at least 1", depth)
 				}
 			}
-			d, err := openDisk(c, c.Args().First())
+			d, v, err := openView(c)
 			if err != nil {
 				return err
 			}
 			defer func() { err = errors.Join(err, d.Close()) }()
-			v, err := d.view(c)
-			if err != nil {
-				return err
-			}
 			p := "/"
 			if c.NArg() == 2 {
 				p = c.Args().Get(1)

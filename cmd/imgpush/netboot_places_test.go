@@ -1,7 +1,6 @@
 package main
 
 import (
-	"fmt"
 	"strings"
 	"testing"
 
@@ -27,12 +26,7 @@ func TestNetbootPlaces(t *testing.T) {
 			if c.soak {
 				soak(t)
 			}
-			f := netbootForge(t)
-			f.small(t, "small", "small boots")
-			n := newNetSite(t, siteSpec{dhcp: c.dhcp,
-				defaults: fmt.Sprintf("  image: %s/small:1\n  bootTimeout: none\n  config: {phoneHome: 'off'}\n", registryAt),
-				machines: "  - name: one\n    match: {mac: '52:54:00:77:00:01'}\n"})
-			n.order("deploy", "one")
+			n := smallSite(t, c.dhcp)
 			m := n.Machine(netlab.Spec{Name: "one", Number: 1, Firmware: c.firmware})
 			m.PowerOn()
 			m.Wait(bootTime, "committed and acknowledged")
@@ -42,7 +36,7 @@ func TestNetbootPlaces(t *testing.T) {
 				m.Wait(bootTime, "no job for this machine: its disk boots")
 				return
 			}
-			m.Wait(bootTime, "small boots")
+			m.Wait(bootTime, "small image boots")
 		})
 	}
 }

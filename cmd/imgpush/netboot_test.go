@@ -13,6 +13,17 @@ import (
 	netlab "github.com/imgpipe/imgpipe/cmd/internal/lab"
 )
 
+// smallSite is a site with one machine, and the order to deploy a small image on it.
+func smallSite(t *testing.T, dhcp string) *netSite {
+	t.Helper()
+	netbootForge(t).small(t, "small", "small image boots")
+	n := newNetSite(t, siteSpec{dhcp: dhcp,
+		defaults: fmt.Sprintf("  image: %s/small:1\n  bootTimeout: none\n  config: {phoneHome: 'off'}\n", registryAt),
+		machines: "  - name: one\n    match: {mac: '52:54:00:77:00:01'}\n"})
+	n.order("deploy", "one")
+	return n
+}
+
 // TestNetbootFirmware deploys a small image on an empty machine by each way that
 // firmware asks, beside another DHCP server and as the only one; the machine
 // comes up as the image, and without a job goes on to its disk.
@@ -33,12 +44,7 @@ func TestNetbootFirmware(t *testing.T) {
 			if c.soak {
 				soak(t)
 			}
-			f := netbootForge(t)
-			f.small(t, "small", "small image boots")
-			n := newNetSite(t, siteSpec{dhcp: c.dhcp,
-				defaults: fmt.Sprintf("  image: %s/small:1\n  bootTimeout: none\n  config: {phoneHome: 'off'}\n", registryAt),
-				machines: "  - name: one\n    match: {mac: '52:54:00:77:00:01'}\n"})
-			n.order("deploy", "one")
+			n := smallSite(t, c.dhcp)
 			spec := netlab.Spec{Name: "one", Number: 1, Firmware: c.firmware}
 			debug := filepath.Join(t.TempDir(), "debug") // where boot code says its text
 			if c.firmware == netlab.BIOS {

@@ -2,7 +2,6 @@ package base_test
 
 import (
 	"fmt"
-	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -16,6 +15,7 @@ import (
 	"github.com/imgpipe/imgpipe/pkg/diskimage/mkfs/ext4"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/mkfs/fat"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/tree"
+	"github.com/imgpipe/imgpipe/pkg/internal/disktest"
 )
 
 const mib = 1 << 20
@@ -210,26 +210,6 @@ func TestKernelsAreTakenOutOfUKIs(t *testing.T) {
 	}
 }
 
-// save writes a disk to a file, sparsely.
-func save(t testing.TB, d diskimage.Disk) string {
-	t.Helper()
-	name := filepath.Join(t.TempDir(), "disk.raw")
-	f, err := os.Create(name)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	if err := f.Truncate(d.Size()); err != nil {
-		t.Fatal(err)
-	}
-	for _, e := range d.Extents() {
-		if _, err := io.Copy(io.NewOffsetWriter(f, e.Off), io.NewSectionReader(d, e.Off, e.Len)); err != nil {
-			t.Fatal(err)
-		}
-	}
-	return name
-}
-
 func run(t testing.TB, name string, args ...string) {
 	t.Helper()
 	cmd := exec.Command(name, args...)
@@ -278,7 +258,7 @@ func TestDisksOfOtherTools(t *testing.T) {
 	wantError(t, err, "no partitions and no filesystem")
 
 	// One that changes while it is read gives nothing more.
-	changing := save(t, disk(t, volume{name: "a", kind: diskimage.TypeLinuxData, fs: "ext4", files: []string{"big=" + strings.Repeat("x", 5000)}}))
+	changing := disktest.Save(t, disk(t, volume{name: "a", kind: diskimage.TypeLinuxData, fs: "ext4", files: []string{"big=" + strings.Repeat("x", 5000)}}))
 	d := open(t)(base.File(t.Context(), changing, base.Root{Arch: "amd64"}, base.Options{}))
 	if err := os.WriteFile(changing, nil, 0o644); err != nil {
 		t.Fatal(err)

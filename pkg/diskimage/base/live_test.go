@@ -7,6 +7,7 @@ import (
 
 	"github.com/imgpipe/imgpipe/pkg/diskimage/base"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/tree"
+	"github.com/imgpipe/imgpipe/pkg/internal/disktest"
 )
 
 // squash makes a squashfs of files.
@@ -95,7 +96,7 @@ func TestLiveImages(t *testing.T) {
 func TestLiveImageWithinAnImage(t *testing.T) {
 	dir := t.TempDir()
 	inner := filesystem(t, volume{name: "live", fs: "ext4", files: []string{"etc/os-release=fedora"}}, 8*mib)
-	raw, err := os.ReadFile(save(t, inner))
+	raw, err := os.ReadFile(disktest.Save(t, inner))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -5,7 +5,6 @@ import (
 	"context"
 	"crypto/sha256"
 	"fmt"
-	"io"
 	"math/rand/v2"
 	"os"
 	"os/exec"
@@ -20,6 +19,7 @@ import (
 	"github.com/imgpipe/imgpipe/pkg/diskimage/gpt"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/mkfs/fat"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/tree"
+	"github.com/imgpipe/imgpipe/pkg/internal/disktest"
 )
 
 const (
@@ -179,21 +179,7 @@ func testDisk(t *testing.T, sector int64, uki diskimage.Disk) (file string, want
 	if err != nil {
 		t.Fatal(err)
 	}
-	file = filepath.Join(t.TempDir(), "disk.raw")
-	f, err := os.Create(file)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	if err := f.Truncate(d.Size()); err != nil {
-		t.Fatal(err)
-	}
-	for _, e := range d.Extents() {
-		if _, err := io.Copy(io.NewOffsetWriter(f, e.Off), io.NewSectionReader(d, e.Off, e.Len)); err != nil {
-			t.Fatal(err)
-		}
-	}
-	return file, want
+	return disktest.Save(t, d), want
 }
 
 // run boots a disk under OVMF and returns what the serial port said.

@@ -21,6 +21,7 @@ import (
 	"github.com/imgpipe/imgpipe/pkg/diskimage/packages"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/recipe"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/tree"
+	"github.com/imgpipe/imgpipe/pkg/internal/disktest"
 )
 
 // rootTar is the tar of the small tree that distribution makes.
@@ -116,7 +117,7 @@ func TestOneTreeFromEveryBase(t *testing.T) {
 
 	// A disk that was built, and one that stands upon another recipe, have the files
 	// of the recipe already, which puts them there again.
-	if err := os.Rename(copyDisk(t, whole.Disk), filepath.Join(dir, "disk.raw")); err != nil {
+	if err := os.Rename(disktest.Save(t, whole.Disk), filepath.Join(dir, "disk.raw")); err != nil {
 		t.Fatal(err)
 	}
 	rebuilt := make1(t, loadFile(t, filepath.Join(dir, "disk.yaml")), o)

@@ -19,6 +19,7 @@ import (
 	"github.com/imgpipe/imgpipe/pkg/diskimage/packages"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/recipe"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/tree"
+	"github.com/imgpipe/imgpipe/pkg/internal/disktest"
 )
 
 // stub is a real PE program, which serves as stub and as kernel here.
@@ -154,26 +155,6 @@ func TestEveryPartitionHoldsItsTree(t *testing.T) {
 	}
 }
 
-// copyDisk writes a disk sparsely to a file.
-func copyDisk(t *testing.T, d diskimage.Disk) string {
-	t.Helper()
-	path := filepath.Join(t.TempDir(), "disk.raw")
-	f, err := os.Create(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	if err := f.Truncate(d.Size()); err != nil {
-		t.Fatal(err)
-	}
-	for _, e := range d.Extents() {
-		if _, err := io.Copy(io.NewOffsetWriter(f, e.Off), io.NewSectionReader(d, e.Off, e.Len)); err != nil {
-			t.Fatal(err)
-		}
-	}
-	return path
-}
-
 // judge runs a tool on a file and demands that it finds nothing.
 func judge(t *testing.T, tool string, args ...string) {
 	t.Helper()
@@ -191,13 +172,13 @@ func TestJudgesFindNothing(t *testing.T) {
 			with := strings.Replace(text, "disk:\n", "disk:\n  sectorSize: "+sector+"\n", 1)
 			with = strings.Replace(with, "size: 64MiB}\n    - {name: config", "size: 264MiB}\n    - {name: config", 1)
 			im := make1(t, load(t, with), options(t))
-			path := copyDisk(t, im.Disk)
+			path := disktest.Save(t, im.Disk)
 			if sector == "512" {
 				judge(t, "sgdisk", "-v", path)
 				judge(t, "sfdisk", "--verify", path)
 			}
 			for _, p := range im.Table.Partitions {
-				part := copyDisk(t, section{im.Disk, p.Extent})
+				part := disktest.Save(t, section{im.Disk, p.Extent})
 				switch {
 				case p.Filesystem.Type == "ext4":
 					judge(t, "e2fsck", "-fn", part)

@@ -292,7 +292,9 @@ func (b *builder) stepError(ctx context.Context, field string, s sandbox.Step, e
 	case errors.As(err, &failed):
 		at := b.recipe.Pos(field + ".script")
 		if b.options.Terminal != nil {
-			b.say("a shell where it failed; exit ends the build")
+			if b.options.Progress != nil { // ended before: the terminal is the shell's now
+				b.options.Progress(Event{Step: b.current, Ended: true, Err: err})
+			}
 			fmt.Fprintf(b.options.Terminal, "\n%s: %v\nA shell in the sandbox; 'exit' ends the build.\n", at, failed)
 			err = errors.Join(err, b.sandbox().Shell(ctx, b.tree, s))
 		}

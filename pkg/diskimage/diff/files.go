@@ -2,14 +2,15 @@ package diff
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
 	"time"
 	"unicode/utf8"
 
+	"github.com/imgpipe/imgpipe/pkg/diskimage/foreign"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/foreign/extfs"
-	"github.com/imgpipe/imgpipe/pkg/diskimage/foreign/fatfs"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/tree"
 )
 
@@ -132,21 +133,11 @@ func (s *store) partition(a, b Image, p Partition, changed []PackageChange) File
 
 // read returns the tree of a filesystem.
 func read(v *view, kind string) (*tree.Tree, error) {
-	switch kind {
-	case "ext2", "ext3", "ext4":
-		fs, err := extfs.Open(v)
-		if err != nil {
-			return nil, fmt.Errorf("%s: %w", kind, err)
-		}
-		return fs.Tree()
-	case "fat12", "fat16", "fat32":
-		fs, err := fatfs.Open(v)
-		if err != nil {
-			return nil, fmt.Errorf("%s: %w", kind, err)
-		}
-		return fs.Tree()
+	t, err := foreign.Tree(v, v.area.Len, kind)
+	if err != nil && !errors.Is(err, foreign.ErrNoReader) { // which names it
+		err = fmt.Errorf("%s: %w", kind, err)
 	}
-	return nil, fmt.Errorf("no reader for %s", kind)
+	return t, err
 }
 
 // trees compares two trees path by path.

@@ -499,7 +499,7 @@ func TestFilesTellWhatIsBroken(t *testing.T) {
 		t.Errorf("%+v, %v", got, err)
 	}
 	b.Table.Partitions[0].Filesystem.Type = "btrfs"
-	if got, _, err = Files(a, b, nil); err != nil || got[0].Problem != "no reader for btrfs" {
+	if got, _, err = Files(a, b, nil); err != nil || got[0].Problem != `"btrfs": no reader for this filesystem` {
 		t.Errorf("%+v, %v", got, err)
 	}
 	b.Table.Partitions[0].Filesystem.Type = ""

@@ -58,7 +58,7 @@ mkdir -p /var/lib/apt/lists/partial
 	{"microdnf", "/usr/bin/microdnf", "/var/cache/yum", "microdnf -y --setopt=install_weak_deps=0 --setopt=keepcache=1 install \"$@\"\n"},
 	{"zypper", "/usr/bin/zypper", "/var/cache/zypp", "zypper --non-interactive refresh\nzypper --non-interactive install --no-recommends -- \"$@\"\n"},
 	{"apk", "/sbin/apk", "/var/cache/apk", "apk --no-progress --update-cache --cache-dir /var/cache/apk add \"$@\"\n"},
-	{"pacman", "/usr/bin/pacman", "/var/cache/pacman/pkg", "pacman -Syu --noconfirm --noprogressbar --needed -- \"$@\"\n"},
+	{"pacman", "/usr/bin/pacman", "/var/cache/pacman/pkg", "pacman -Syu --noconfirm --noprogressbar --needed -- \"$@\"\nrm -rf /var/lib/pacman/sync\n"},
 }
 
 // Install says how a tree's own package manager installs packages.

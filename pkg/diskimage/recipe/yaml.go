@@ -1,17 +1,17 @@
 package recipe
 
 import (
-	"errors"
 	"fmt"
 	"strings"
 	"unicode"
 	"unicode/utf8"
 
-	"github.com/goccy/go-yaml"
 	"github.com/goccy/go-yaml/ast"
 	"github.com/goccy/go-yaml/lexer"
 	"github.com/goccy/go-yaml/parser"
 	"github.com/goccy/go-yaml/token"
+
+	"github.com/imgpipe/imgpipe/pkg/internal/strictyaml"
 )
 
 // Bounds of one file. The parser's time grows with the square of the keys in a
@@ -43,6 +43,8 @@ const (
 	truth
 	empty
 )
+
+var classes = map[strictyaml.Kind]class{strictyaml.Words: text, strictyaml.Number: number, strictyaml.Truth: truth, strictyaml.Nothing: empty}
 
 func (c class) String() string {
 	var names []string
@@ -114,7 +116,8 @@ func (r *reader) read(data []byte) (root *node) {
 	}
 	f, err := parser.Parse(tokens, 0, parser.AllowDuplicateMapKey())
 	if err != nil {
-		r.syntax(err)
+		line, col, problem := strictyaml.Syntax(err)
+		r.bad.add(Pos{r.file, line, col}, "", "%s", problem)
 		return nil
 	}
 	docs := f.Docs
@@ -210,35 +213,15 @@ func (r *reader) checkTokens(tokens token.Tokens) bool {
 	return ok
 }
 
-// syntax reports an error of the parser.
-func (r *reader) syntax(err error) {
-	var at yaml.Error
-	if errors.As(err, &at) && at.GetToken() != nil {
-		r.bad.add(r.at(at.GetToken()), "", "YAML: %s", at.GetMessage())
-		return
-	}
-	r.bad.add(Pos{File: r.file, Line: 1, Col: 1}, "", "YAML: %s", err)
-}
-
 func (r *reader) at(t *token.Token) Pos {
-	return Pos{File: r.file, Line: max(1, t.Position.Line), Col: max(1, t.Position.Column)}
+	line, col := strictyaml.At(t)
+	return Pos{r.file, line, col}
 }
 
-// pos is where a value begins: that of a map in block style is its first key,
-// where the parser gives the first colon.
+// pos is where a value begins.
 func (r *reader) pos(n ast.Node) Pos {
-	switch v := n.(type) {
-	case *ast.MappingNode:
-		if !v.IsFlowStyle && len(v.Values) > 0 {
-			return r.pos(v.Values[0].Key)
-		}
-	case *ast.MappingValueNode:
-		return r.pos(v.Key)
-	}
-	if t := n.GetToken(); t != nil && t.Position != nil {
-		return r.at(t)
-	}
-	return Pos{File: r.file, Line: 1, Col: 1}
+	line, col := strictyaml.Begin(n)
+	return Pos{r.file, line, col}
 }
 
 // convert turns a node of the parser into one of ours, or reports why not.
@@ -292,19 +275,9 @@ func (r *reader) tagged(v *ast.TagNode, pos Pos, depth int) *node {
 }
 
 func (r *reader) scalar(out *node, n ast.Node) {
-	switch v := n.(type) {
-	case *ast.StringNode:
-		out.class, out.text = text, v.Value
-	case *ast.LiteralNode:
-		out.class, out.text = text, v.Value.Value
-	case *ast.IntegerNode, *ast.FloatNode, *ast.InfinityNode, *ast.NanNode:
-		out.class, out.text = number, n.GetToken().Value
-	case *ast.BoolNode:
-		out.class, out.text = truth, n.GetToken().Value
-	case *ast.NullNode:
-		out.class = empty
-	default:
-		out.class = text
+	kind, value, ok := strictyaml.Plain(n)
+	out.class, out.text = classes[kind], value
+	if !ok {
 		out.notes = append(out.notes, note{pos: out.pos, problem: "this YAML is not used in recipes"})
 	}
 	if !utf8.ValidString(out.text) {

@@ -14,6 +14,7 @@ import (
 
 	"github.com/imgpipe/imgpipe/pkg/diskimage"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/verity"
+	"github.com/imgpipe/imgpipe/pkg/internal/disktest"
 )
 
 var options = verity.Options{UUID: diskimage.DeriveGUID("verity", "test"), Salt: []byte("0123456789abcdef0123456789abcdef")}
@@ -45,36 +46,11 @@ func hashes(t testing.TB, d diskimage.Disk, o verity.Options) *verity.Hashes {
 	return h
 }
 
-// write makes a file of a disk.
-func write(t testing.TB, d diskimage.Disk) string {
-	t.Helper()
-	name := filepath.Join(t.TempDir(), "disk")
-	f, err := os.Create(name)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := io.Copy(f, io.NewSectionReader(d, 0, d.Size())); err != nil {
-		t.Fatal(err)
-	}
-	if err := f.Close(); err != nil {
-		t.Fatal(err)
-	}
-	return name
-}
-
 func veritysetup(t testing.TB, args ...string) (string, error) {
 	t.Helper()
-	program, err := exec.LookPath("veritysetup")
-	if err != nil {
-		if program = "/usr/sbin/veritysetup"; !exists(program) {
-			t.Skip("the judge veritysetup is not installed (apt-get install cryptsetup-bin)")
-		}
-	}
-	out, err := exec.Command(program, args...).CombinedOutput()
+	out, err := exec.Command(disktest.Find(t, "veritysetup"), args...).CombinedOutput()
 	return string(out), err
 }
-
-func exists(name string) bool { _, err := os.Stat(name); return err == nil }
 
 // TestVeritysetupJudges: it verifies ours, for every number of levels and blocks at their borders, and
 // makes the same bytes itself.
@@ -85,7 +61,7 @@ func TestVeritysetupJudges(t *testing.T) {
 		if h.Size() != verity.Size(d.Size()) {
 			t.Errorf("%d blocks: %d bytes, Size says %d", blocks, h.Size(), verity.Size(d.Size()))
 		}
-		data, tree, root := write(t, d), write(t, h), h.RootHash().Hex()
+		data, tree, root := disktest.Save(t, d), disktest.Save(t, h), h.RootHash().Hex()
 		if out, err := veritysetup(t, "verify", data, tree, root); err != nil {
 			t.Errorf("%d blocks: %v\n%s", blocks, err, out)
 		}
@@ -109,7 +85,7 @@ func TestVeritysetupJudges(t *testing.T) {
 func TestEveryBitCounts(t *testing.T) {
 	d := disk(t, 300*4096)
 	h := hashes(t, d, options)
-	data, tree := write(t, d), write(t, h)
+	data, tree := disktest.Save(t, d), disktest.Save(t, h)
 	if out, err := veritysetup(t, "verify", data, tree, h.RootHash().Hex()); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
@@ -141,9 +117,9 @@ func TestEveryBitCounts(t *testing.T) {
 
 func TestSameWithAnyNumberOfCores(t *testing.T) {
 	d := disk(t, 64<<20)
-	want := write(t, hashes(t, d, options))
+	want := disktest.Save(t, hashes(t, d, options))
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
-	got := write(t, hashes(t, d, options))
+	got := disktest.Save(t, hashes(t, d, options))
 	a, _ := os.ReadFile(want)
 	b, _ := os.ReadFile(got)
 	if len(a) == 0 || !bytes.Equal(a, b) {

@@ -49,7 +49,7 @@ var rules = []struct {
 	{pkg: "pkg/oci", banned: []string{module + "pkg/oci/registry", module + "pkg/oci/remote", "net/http"}, why: "a layout needs no network"},
 	{pkg: "pkg/oci/remote", banned: []string{module + "pkg/oci"}, why: "a client knows no layout"},
 	{pkg: "pkg/oci/cache", banned: []string{module + "pkg/oci/remote", module + "pkg/oci/registry"}, why: "a cache is handed its upstream"},
-	{pkg: "cmd/...", banned: []string{module + "pkg/oci/ocitest"}, why: "faults are for tests"},
+	{pkg: "cmd/...", banned: []string{module + "pkg/oci/ocitest", module + "pkg/internal/disktest"}, why: "faults and judges are for tests"},
 	{pkg: "pkg/deliver/...", banned: []string{module + "pkg/oci/..."}, why: "oci and deliver never meet"},
 	{pkg: "pkg/deliver/netboot/dhcp", banned: []string{module + "pkg/deliver", module + "pkg/diskimage/...", "net/http"}, why: "who asks and what for is all that it knows"},
 	{pkg: "pkg/deliver/netboot/tftp", banned: []string{module + "pkg/deliver", module + "pkg/diskimage/...", module + "pkg/deliver/netboot/dhcp", "net/http"}, why: "it serves files that it is given"},

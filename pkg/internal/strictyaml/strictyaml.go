@@ -107,12 +107,8 @@ func (r *Reader) Parse(b []byte) *Node {
 	}
 	f, err := parser.Parse(tokens, 0, parser.AllowDuplicateMapKey())
 	if err != nil {
-		var at yaml.Error
-		if errors.As(err, &at) && at.GetToken() != nil {
-			r.Bad(nodeAt(at.GetToken()), "YAML: %s", at.GetMessage())
-		} else {
-			r.Bad(top, "YAML: %v", err)
-		}
+		line, col, problem := Syntax(err)
+		r.Bad(&Node{Line: line, Col: col}, "%s", problem)
 		return nil
 	}
 	var root *Node
@@ -162,25 +158,64 @@ func (r *Reader) checkTokens(tokens token.Tokens) bool {
 	return true
 }
 
-func nodeAt(t *token.Token) *Node {
+// At is where a token is in its file, line and column from 1.
+func At(t *token.Token) (line, col int) {
 	if t == nil || t.Position == nil {
-		return &Node{Line: 1, Col: 1}
+		return 1, 1
 	}
-	return &Node{Line: max(1, t.Position.Line), Col: max(1, t.Position.Column)}
+	return max(1, t.Position.Line), max(1, t.Position.Column)
 }
 
-// position is where a value begins: that of a map in block style is its first
-// key, where the parser gives the first colon.
-func position(n ast.Node) *Node {
+// Begin is where a value begins: that of a map in block style is its first key,
+// where the parser gives the first colon.
+func Begin(n ast.Node) (line, col int) {
 	switch v := n.(type) {
 	case *ast.MappingNode:
 		if !v.IsFlowStyle && len(v.Values) > 0 {
-			return position(v.Values[0].Key)
+			return Begin(v.Values[0].Key)
 		}
 	case *ast.MappingValueNode:
-		return position(v.Key)
+		return Begin(v.Key)
 	}
-	return nodeAt(n.GetToken())
+	return At(n.GetToken())
+}
+
+// Syntax is what an error of the parser says, and where.
+func Syntax(err error) (line, col int, problem string) {
+	var at yaml.Error
+	if errors.As(err, &at) && at.GetToken() != nil {
+		line, col = At(at.GetToken())
+		return line, col, "YAML: " + at.GetMessage()
+	}
+	return 1, 1, "YAML: " + err.Error()
+}
+
+// Plain returns a plain value, as it is written where it is no text. Of what is none
+// ok is false.
+func Plain(n ast.Node) (kind Kind, text string, ok bool) {
+	switch v := n.(type) {
+	case *ast.StringNode:
+		return Words, v.Value, true
+	case *ast.LiteralNode:
+		return Words, v.Value.Value, true
+	case *ast.IntegerNode, *ast.FloatNode, *ast.InfinityNode, *ast.NanNode:
+		return Number, n.GetToken().Value, true
+	case *ast.BoolNode:
+		return Truth, n.GetToken().Value, true
+	case *ast.NullNode:
+		return Nothing, "", true
+	}
+	return Words, "", false
+}
+
+func nodeAt(t *token.Token) *Node {
+	line, col := At(t)
+	return &Node{Line: line, Col: col}
+}
+
+func position(n ast.Node) *Node {
+	line, col := Begin(n)
+	return &Node{Line: line, Col: col}
 }
 
 func (r *Reader) convert(n ast.Node, field string, depth int) *Node {
@@ -204,17 +239,12 @@ func (r *Reader) convert(n ast.Node, field string, depth int) *Node {
 		for i, item := range v.Values {
 			out.Items = append(out.Items, r.convert(item, fmt.Sprintf("%s[%d]", field, i), depth+1))
 		}
-	case *ast.StringNode:
-		out.Kind, out.Text = Words, v.Value
-	case *ast.LiteralNode:
-		out.Kind, out.Text = Words, v.Value.Value
-	case *ast.IntegerNode, *ast.FloatNode, *ast.InfinityNode, *ast.NanNode:
-		out.Kind, out.Text = Number, n.GetToken().Value
-	case *ast.BoolNode:
-		out.Kind, out.Text = Truth, n.GetToken().Value
-	case *ast.NullNode:
 	default:
-		r.Bad(out, "this YAML is not used in a %s", r.What)
+		var ok bool
+		if out.Kind, out.Text, ok = Plain(n); !ok {
+			out.Kind = Nothing
+			r.Bad(out, "this YAML is not used in a %s", r.What)
+		}
 	}
 	return out
 }

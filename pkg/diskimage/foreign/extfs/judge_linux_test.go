@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -16,23 +15,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/imgpipe/imgpipe/pkg/diskimage/tree"
+	"github.com/imgpipe/imgpipe/pkg/internal/disktest"
 )
-
-func tool(t *testing.T, name string, args ...string) string {
-	t.Helper()
-	p, err := exec.LookPath(name)
-	if err != nil {
-		p = "/sbin/" + name
-		if _, err := os.Stat(p); err != nil {
-			t.Skipf("%s is not installed", name)
-		}
-	}
-	out, err := exec.Command(p, args...).CombinedOutput()
-	if err != nil {
-		t.Fatalf("%s %s: %v\n%s", name, strings.Join(args, " "), err, out)
-	}
-	return string(out)
-}
 
 // hostTree fills a directory with everything that may be made there.
 func hostTree(t *testing.T, dir string) {
@@ -85,17 +69,8 @@ func hostTree(t *testing.T, dir string) {
 	must(unix.Mknod(filepath.Join(dir, "disk"), unix.S_IFBLK|0o660, int(unix.Mkdev(259, 70_000))))
 	capability := "\x01\x00\x00\x02\x00\x20\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00"
 	must(unix.Setxattr(filepath.Join(dir, "size/60"), "security.capability", []byte(capability), 0))
-	tool(t, "setfacl", "-m", "u:1000:rwx,g:50:r", filepath.Join(dir, "size/1024"))
-	tool(t, "setfacl", "-d", "-m", "u:7:rwx", filepath.Join(dir, "empty"))
-}
-
-// attached mounts an image, and returns where.
-func attached(t *testing.T, image string, flags string) string {
-	t.Helper()
-	dir := t.TempDir()
-	tool(t, "mount", "-o", "loop,"+flags, image, dir)
-	t.Cleanup(func() { exec.Command("umount", dir).Run() })
-	return dir
+	disktest.Tool(t, "setfacl", "-m", "u:1000:rwx,g:50:r", filepath.Join(dir, "size/1024"))
+	disktest.Tool(t, "setfacl", "-d", "-m", "u:7:rwx", filepath.Join(dir, "empty"))
 }
 
 // fromKernel is what the kernel reads.
@@ -157,11 +132,11 @@ func TestReadsWhatOthersWrote(t *testing.T) {
 			image := filepath.Join(t.TempDir(), "image")
 			make := append([]string{"-q", "-F", "-L", "a label", "-U", "6ba7b810-9dad-11d1-80b4-00c04fd430c8"}, strings.Fields(c.args)...)
 			if mountable := os.Getuid() == 0 && name != "large block"; mountable {
-				fillByKernel(t, image, make)
+				fillByKernel(t, image, c.kind, make)
 			} else {
 				src := t.TempDir()
 				hostTree(t, src)
-				tool(t, "mke2fs", append(make, "-d", src, image, "160M")...)
+				disktest.Tool(t, "mke2fs", append(make, "-d", src, image, "160M")...)
 				compare(t, image, fromKernel(t, src), ": mtime ", "/lost+found: new")
 			}
 			fs := compareGroups(t, image)
@@ -178,9 +153,11 @@ func TestReadsWhatMke2fsCopied(t *testing.T) {
 	hostTree(t, src)
 	for _, args := range []string{"-t ext4", "-t ext4 -O inline_data -I 512", "-t ext3 -b 1024"} {
 		image := filepath.Join(t.TempDir(), "image")
-		tool(t, "mke2fs", append(strings.Fields(args), "-q", "-F", "-d", src, image, "160M")...)
+		disktest.Tool(t, "mke2fs", append(strings.Fields(args), "-q", "-F", "-d", src, image, "160M")...)
 		if os.Getuid() == 0 {
-			compare(t, image, fromKernel(t, attached(t, image, "ro")))
+			dev, _ := disktest.Loop(t, image, disktest.LoopOptions{ReadOnly: true})
+			dir, _ := disktest.Mount(t, dev, strings.Fields(args)[1], unix.MS_RDONLY, "")
+			compare(t, image, fromKernel(t, dir))
 		} else {
 			compare(t, image, fromKernel(t, src), ": mtime ", "/lost+found: new")
 		}
@@ -188,18 +165,19 @@ func TestReadsWhatMke2fsCopied(t *testing.T) {
 }
 
 // fillByKernel makes a filesystem that the kernel writes, and compares.
-func fillByKernel(t *testing.T, image string, make []string) {
+func fillByKernel(t *testing.T, image, kind string, make []string) {
 	t.Helper()
-	tool(t, "mke2fs", append(make, image, "160M")...)
-	dir := attached(t, image, "rw,user_xattr,acl")
+	disktest.Tool(t, "mke2fs", append(make, image, "160M")...)
+	dev, _ := disktest.Loop(t, image, disktest.LoopOptions{})
+	dir, unmount := disktest.Mount(t, dev, kind, 0, "user_xattr,acl")
 	hostTree(t, dir)
 	if slices.Contains(make, "ea_inode") {
 		if err := unix.Setxattr(filepath.Join(dir, "size/1"), "security.large", bytes.Repeat([]byte("large"), 10_000), 0); err != nil {
 			t.Fatal(err)
 		}
 	}
-	tool(t, "umount", dir)
-	tool(t, "mount", "-o", "loop,ro", image, dir)
+	unmount()
+	dir, _ = disktest.Mount(t, dev, kind, unix.MS_RDONLY, "")
 	compare(t, image, fromKernel(t, dir))
 }
 
@@ -217,7 +195,7 @@ func compareGroups(t *testing.T, image string) *FS {
 	if err != nil {
 		t.Fatal(err)
 	}
-	groups := groupLine.FindAllStringSubmatch(tool(t, "dumpe2fs", image), -1)
+	groups := groupLine.FindAllStringSubmatch(disktest.Tool(t, "dumpe2fs", image), -1)
 	if int64(len(groups)) != fs.groups() {
 		t.Errorf("%d groups, dumpe2fs says %d", fs.groups(), len(groups))
 	}
@@ -231,8 +209,8 @@ func compareGroups(t *testing.T, image string) *FS {
 
 func TestRefusesAJournalToReplay(t *testing.T) {
 	image := filepath.Join(t.TempDir(), "image")
-	tool(t, "mke2fs", "-q", "-F", "-t", "ext4", image, "16M")
-	tool(t, "debugfs", "-w", "-R", "feature needs_recovery", image)
+	disktest.Tool(t, "mke2fs", "-q", "-F", "-t", "ext4", image, "16M")
+	disktest.Tool(t, "debugfs", "-w", "-R", "feature needs_recovery", image)
 	f, err := os.Open(image)
 	if err != nil {
 		t.Fatal(err)

@@ -7,11 +7,9 @@ import (
 	"io"
 	"math/rand/v2"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
-	"sync"
 	"testing"
 	"testing/iotest"
 	"time"
@@ -19,6 +17,7 @@ import (
 	"github.com/imgpipe/imgpipe/pkg/diskimage"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/mkfs/erofs"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/tree"
+	"github.com/imgpipe/imgpipe/pkg/internal/disktest"
 )
 
 var (
@@ -109,34 +108,6 @@ func mustNew(t testing.TB, tr *tree.Tree, o erofs.Options) *erofs.FS {
 	return fs
 }
 
-func writeImage(t testing.TB, d diskimage.Disk) string {
-	t.Helper()
-	name := filepath.Join(t.TempDir(), "image")
-	f, err := os.Create(name)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := io.Copy(f, io.NewSectionReader(d, 0, d.Size())); err != nil {
-		t.Fatal(err)
-	}
-	if err := f.Close(); err != nil {
-		t.Fatal(err)
-	}
-	return name
-}
-
-func tool(t testing.TB, name string, args ...string) string {
-	t.Helper()
-	if _, err := exec.LookPath(name); err != nil {
-		t.Skipf("the judge %s is not installed (apt-get install erofs-utils)", name)
-	}
-	out, err := exec.Command(name, args...).CombinedOutput()
-	if err != nil {
-		t.Fatalf("%s %s: %v\n%s", name, strings.Join(args, " "), err, out)
-	}
-	return string(out)
-}
-
 // silent says that fsck.erofs reports nothing; newer ones say so.
 func silent(out string) bool {
 	return strings.TrimSpace(strings.ReplaceAll(out, "No errors found", "")) == ""
@@ -146,9 +117,9 @@ func silent(out string) bool {
 func TestFsckJudges(t *testing.T) {
 	tr := hardTree(t)
 	fs := mustNew(t, tr, options)
-	image := writeImage(t, fs)
+	image := disktest.Save(t, fs)
 	to := filepath.Join(t.TempDir(), "tree")
-	out := tool(t, "fsck.erofs", "--extract="+to, "--no-preserve", image)
+	out := disktest.Tool(t, "fsck.erofs", "--extract="+to, "--no-preserve", image)
 	if !silent(out) {
 		t.Errorf("fsck.erofs says\n%s", out)
 	}
@@ -162,46 +133,15 @@ func TestFsckJudges(t *testing.T) {
 			t.Errorf("%q: %d bytes, want %d: %v", e.Path, len(got), len(want), err)
 		}
 	}
-	if out := tool(t, "dump.erofs", "-s", image); !strings.Contains(out, options.UUID.String()) || !strings.Contains(out, strconv.Itoa(int(fs.Size()/4096))) {
+	if out := disktest.Tool(t, "dump.erofs", "-s", image); !strings.Contains(out, options.UUID.String()) || !strings.Contains(out, strconv.Itoa(int(fs.Size()/4096))) {
 		t.Errorf("dump.erofs says\n%s", out)
 	}
 }
 
-// Reads at any offset and of any length, from several goroutines, give the
-// bytes of one long read, and zeros outside of the extents.
-func TestReadAt(t *testing.T) {
-	fs := mustNew(t, hardTree(t), options)
-	whole := make([]byte, fs.Size())
-	if n, err := fs.ReadAt(whole, 0); err != nil || int64(n) != fs.Size() {
-		t.Fatalf("read %d of %d: %v", n, fs.Size(), err)
-	}
-	end := int64(0)
-	for _, e := range append(fs.Extents(), diskimage.Extent{Off: fs.Size()}) {
-		if i := bytes.IndexFunc(whole[end:e.Off], func(r rune) bool { return r != 0 }); i >= 0 {
-			t.Fatalf("byte %d is outside of the extents and not zero", end+int64(i))
-		}
-		end = e.End()
-	}
-	var wg sync.WaitGroup
-	for g := range uint64(4) {
-		wg.Go(func() {
-			rnd := rand.New(rand.NewPCG(g, g))
-			for range 200 {
-				buf := bytes.Repeat([]byte{0xAA}, rnd.IntN(200000))
-				off := rnd.Int64N(fs.Size())
-				n, err := fs.ReadAt(buf, off)
-				if want := min(int64(len(buf)), fs.Size()-off); int64(n) != want || (n < len(buf)) != (err == io.EOF) || !bytes.Equal(buf[:n], whole[off:off+want]) {
-					t.Errorf("read at %d of %d: %d, %v", off, len(buf), n, err)
-					return
-				}
-			}
-		})
-	}
-	wg.Wait()
-}
+func TestReadAt(t *testing.T) { disktest.ReadAnywhere(t, mustNew(t, hardTree(t), options)) }
 
 func TestSameTwice(t *testing.T) {
-	a, b := writeImage(t, mustNew(t, hardTree(t), options)), writeImage(t, mustNew(t, hardTree(t), options))
+	a, b := disktest.Save(t, mustNew(t, hardTree(t), options)), disktest.Save(t, mustNew(t, hardTree(t), options))
 	x, _ := os.ReadFile(a)
 	y, _ := os.ReadFile(b)
 	if len(x) == 0 || !bytes.Equal(x, y) {
@@ -220,8 +160,8 @@ func TestTooSmall(t *testing.T) {
 		t.Fatalf("got %v", err)
 	}
 	o.Size += small.Missing // no room to spare: one behind the other
-	image := writeImage(t, mustNew(t, tr, o))
-	if out := tool(t, "fsck.erofs", image); !silent(out) {
+	image := disktest.Save(t, mustNew(t, tr, o))
+	if out := disktest.Tool(t, "fsck.erofs", image); !silent(out) {
 		t.Errorf("fsck.erofs says\n%s", out)
 	}
 	if auto := erofs.AutoSize(tr, 0); auto < o.Size || auto > o.Size*5/4 {

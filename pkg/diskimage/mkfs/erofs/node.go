@@ -2,7 +2,6 @@ package erofs
 
 import (
 	"fmt"
-	"path"
 	"slices"
 	"strings"
 
@@ -56,33 +55,25 @@ type layout struct {
 
 // collect turns a tree into nodes and measures what each of them needs.
 func (l *layout) collect(t *tree.Tree) error {
-	dirs := map[string]int32{}
-	links := map[*tree.Inode]int32{}
-	for e := range t.All() {
-		dir, name := path.Split(e.Path)
-		parent := dirs[strings.TrimSuffix(dir, "/")]
-		i, linked := links[e.Inode]
-		if !linked || e.Inode.Kind == tree.Dir {
-			i = int32(len(l.nodes))
-			n := &node{path: e.Path, key: place.Hash(e.Path), in: e.Inode, parent: parent}
+	for e := range place.Names(t) {
+		if e.First {
+			n := &node{path: e.Path, key: place.Hash(e.Path), in: e.Inode, parent: e.Parent}
 			l.nodes = append(l.nodes, n)
-			links[e.Inode] = i
 			if e.Inode.Kind == tree.Dir {
 				n.links = 1 // its own "."
-				dirs[strings.TrimSuffix(e.Path, "/")] = i
 			} else if err := n.measure(); err != nil {
 				return err
 			}
 		}
-		n := l.nodes[i]
+		n := l.nodes[e.Node]
 		if n.links++; n.links == 1<<32-1 {
 			return pathError(e.Path, "%w", errTooManyLinks)
 		}
 		if e.Path == "/" {
 			continue
 		}
-		p := l.nodes[parent]
-		p.children = append(p.children, child{name, i})
+		p := l.nodes[e.Parent]
+		p.children = append(p.children, child{e.Base, e.Node})
 		if n.in.Kind == tree.Dir {
 			p.links++
 		}

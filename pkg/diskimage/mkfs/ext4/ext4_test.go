@@ -7,6 +7,7 @@ import (
 
 	"github.com/imgpipe/imgpipe/pkg/diskimage"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/tree"
+	"github.com/imgpipe/imgpipe/pkg/internal/disktest"
 )
 
 func smallTree(t *testing.T) *tree.Tree {
@@ -28,6 +29,6 @@ func smallTree(t *testing.T) *tree.Tree {
 func TestSmallTree(t *testing.T) {
 	for _, size := range []int64{0, 12 << 20, 64 << 20, 1 << 30, 6 << 30} {
 		fs := mustNew(t, smallTree(t), options(size))
-		check(t, writeImage(t, fs))
+		check(t, disktest.Save(t, fs))
 	}
 }

@@ -3,61 +3,19 @@
 package ext4
 
 import (
-	"bytes"
 	"errors"
 	"io"
-	"math/rand/v2"
 	"strings"
-	"sync"
 	"testing"
 	"testing/iotest"
 	"time"
 
 	"github.com/imgpipe/imgpipe/pkg/diskimage"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/tree"
+	"github.com/imgpipe/imgpipe/pkg/internal/disktest"
 )
 
-// Reads at any offset and of any length, from several goroutines, give the
-// bytes of one long read, and zeros outside of the extents.
-func TestReadAt(t *testing.T) {
-	fs := mustNew(t, hardTree(t), options(0))
-	whole := make([]byte, fs.Size())
-	if n, err := fs.ReadAt(whole, 0); err != nil || int64(n) != fs.Size() {
-		t.Fatalf("read %d of %d: %v", n, fs.Size(), err)
-	}
-	end := int64(0)
-	for _, e := range append(fs.Extents(), diskimage.Extent{Off: fs.Size()}) {
-		if e.Off < end || (e.Len > 0 && e.Off == end && end > 0) || e.End() > fs.Size() {
-			t.Fatalf("extent %v behind %d", e, end)
-		}
-		if i := bytes.IndexFunc(whole[end:e.Off], func(r rune) bool { return r != 0 }); i >= 0 {
-			t.Fatalf("byte %d is outside of the extents and not zero", end+int64(i))
-		}
-		end = e.End()
-	}
-	var wg sync.WaitGroup
-	for g := range uint64(4) {
-		wg.Go(func() {
-			rnd := rand.New(rand.NewPCG(g, g))
-			for range 300 {
-				buf := bytes.Repeat([]byte{0xAA}, rnd.IntN(200000))
-				off := rnd.Int64N(fs.Size())
-				n, err := fs.ReadAt(buf, off)
-				if want := min(int64(len(buf)), fs.Size()-off); int64(n) != want || (n < len(buf)) != (err == io.EOF) || !bytes.Equal(buf[:n], whole[off:off+want]) {
-					t.Errorf("read at %d of %d: %d, %v", off, len(buf), n, err)
-					return
-				}
-			}
-		})
-	}
-	wg.Wait()
-	if _, err := fs.ReadAt(make([]byte, 1), fs.Size()); err != io.EOF {
-		t.Errorf("at the end: %v", err)
-	}
-	if _, err := fs.ReadAt(make([]byte, 1), -1); err == nil {
-		t.Error("no error at a negative offset")
-	}
-}
+func TestReadAt(t *testing.T) { disktest.ReadAnywhere(t, mustNew(t, hardTree(t), options(0))) }
 
 // Contents that cannot be read, or are shorter than they said, are errors that
 // name the file.
@@ -88,7 +46,7 @@ func TestLostFound(t *testing.T) {
 	tr := tree.New()
 	put(t, tr, "/lost+found/kept", &tree.Inode{Mode: 0o600, Data: diskimage.Bytes([]byte("kept"))})
 	put(t, tr, "/lost+found", &tree.Inode{Kind: tree.Dir, Mode: 0o711, UID: 5})
-	image := writeImage(t, mustNew(t, tr, options(0)))
+	image := disktest.Save(t, mustNew(t, tr, options(0)))
 	check(t, image)
 	compare(t, image, tr)
 	put(t, tr, "/lost+found", &tree.Inode{Mode: 0o600})
@@ -122,7 +80,7 @@ func TestTooSmall(t *testing.T) {
 	if _, err := New(tr, options(64<<20)); !errors.As(err, &small) || small.Inodes == 0 {
 		t.Errorf("33,000 files in one group: %v", err)
 	}
-	check(t, writeImage(t, mustNew(t, tr, options(0))))
+	check(t, disktest.Save(t, mustNew(t, tr, options(0))))
 }
 
 func TestAutoSize(t *testing.T) {

@@ -13,6 +13,7 @@ import (
 
 	"github.com/imgpipe/imgpipe/pkg/diskimage"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/tree"
+	"github.com/imgpipe/imgpipe/pkg/internal/disktest"
 )
 
 // sparse is a file of the given size with synthetic contents in some extents.
@@ -104,7 +105,7 @@ func hardTree(t *testing.T) *tree.Tree {
 func TestHardCases(t *testing.T) {
 	tr := hardTree(t)
 	fs := mustNew(t, tr, options(0))
-	image := writeImage(t, fs)
+	image := disktest.Save(t, fs)
 	check(t, image)
 	compare(t, image, tr)
 }
@@ -119,9 +120,9 @@ func TestLargeDirectory(t *testing.T) {
 		put(t, tr, fmt.Sprintf("/d/a-file-with-a-longer-name-%06d", i), in)
 	}
 	fs := mustNew(t, tr, options(0))
-	image := writeImage(t, fs)
+	image := disktest.Save(t, fs)
 	check(t, image)
-	if out := tool(t, "debugfs", "-R", "htree_dump /d", image); !strings.Contains(out, "Indirect levels: 1") {
+	if out := disktest.Tool(t, "debugfs", "-R", "htree_dump /d", image); !strings.Contains(out, "Indirect levels: 1") {
 		t.Fatalf("not an index of two levels: %.500s", out)
 	}
 	compare(t, image, tr)
@@ -150,7 +151,7 @@ func TestLargeFile(t *testing.T) {
 	}
 	// The metadata alone is enough for e2fsck, and 3 GiB need not be written.
 	tr.Get("/var/large").Data = zeroContents{3<<30 + 5}
-	check(t, writeImage(t, metadataOnly{fs}))
+	check(t, disktest.Save(t, metadataOnly{fs}))
 }
 
 // zeroContents claims an extent of zeros.
@@ -181,7 +182,7 @@ func TestHardLinkLimit(t *testing.T) {
 	for i := 1; i < maxLinks; i++ {
 		put(t, tr, fmt.Sprintf("/l/%d", i), in)
 	}
-	check(t, writeImage(t, mustNew(t, tr, options(0))))
+	check(t, disktest.Save(t, mustNew(t, tr, options(0))))
 	put(t, tr, "/l/x", in)
 	wantError(t, tr, options(0), `"/l/x"`, "65001", "65000")
 }
@@ -245,7 +246,7 @@ func TestFullToTheLastBlock(t *testing.T) {
 		if free := fs.Stats().FreeBlocks; free != 0 {
 			t.Errorf("%d files: %d blocks are free in the smallest filesystem", files, free)
 		}
-		check(t, writeImage(t, fs))
+		check(t, disktest.Save(t, fs))
 		_, err := New(tr, options((lo-1)*blockSize))
 		var small *TooSmallError
 		if !errors.As(err, &small) || small.Missing != blockSize {
@@ -308,7 +309,7 @@ func TestRandomTrees(t *testing.T) {
 			size = roundUp(Used(tr)*11/10+9<<20, blockSize)
 		}
 		fs := mustNew(t, tr, options(size))
-		image := writeImage(t, fs)
+		image := disktest.Save(t, fs)
 		check(t, image)
 		compare(t, image, tr)
 		again := mustNew(t, tr, options(size))

@@ -1,16 +1,13 @@
 package ext4
 
 import (
-	"os"
-	"os/exec"
-	"path/filepath"
 	"regexp"
-	"strings"
 	"testing"
 	"time"
 
 	"github.com/imgpipe/imgpipe/pkg/diskimage"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/tree"
+	"github.com/imgpipe/imgpipe/pkg/internal/disktest"
 )
 
 var (
@@ -32,50 +29,6 @@ func mustNew(t *testing.T, tr *tree.Tree, o Options) *FS {
 	return fs
 }
 
-// writeImage writes a disk as a sparse file.
-func writeImage(t *testing.T, d diskimage.Disk) string {
-	t.Helper()
-	name := filepath.Join(t.TempDir(), "image")
-	f, err := os.Create(name)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	if err := f.Truncate(d.Size()); err != nil {
-		t.Fatal(err)
-	}
-	buf := make([]byte, 1<<20)
-	for _, e := range d.Extents() {
-		for e.Len > 0 {
-			b := buf[:min(e.Len, int64(len(buf)))]
-			if _, err := d.ReadAt(b, e.Off); err != nil {
-				t.Fatal(err)
-			}
-			if _, err := f.WriteAt(b, e.Off); err != nil {
-				t.Fatal(err)
-			}
-			e.Off, e.Len = e.Off+int64(len(b)), e.Len-int64(len(b))
-		}
-	}
-	return name
-}
-
-func tool(t *testing.T, name string, args ...string) string {
-	t.Helper()
-	p, err := exec.LookPath(name)
-	if err != nil {
-		p = "/sbin/" + name
-		if _, err := os.Stat(p); err != nil {
-			t.Skipf("%s is not installed", name)
-		}
-	}
-	out, err := exec.Command(p, args...).CombinedOutput()
-	if err != nil {
-		t.Fatalf("%s %s: %v\n%s", name, strings.Join(args, " "), err, out)
-	}
-	return string(out)
-}
-
 var cleanCheck = regexp.MustCompile(`^e2fsck [^\n]*
 Pass 1: Checking inodes, blocks, and sizes
 Pass 2: Checking directory structure
@@ -88,7 +41,7 @@ $`)
 // check runs e2fsck, which must have nothing to say.
 func check(t *testing.T, image string, args ...string) {
 	t.Helper()
-	out := tool(t, "e2fsck", append(append([]string{"-fn"}, args...), image)...)
+	out := disktest.Tool(t, "e2fsck", append(append([]string{"-fn"}, args...), image)...)
 	if !cleanCheck.MatchString(out) {
 		t.Fatalf("e2fsck is not silent:\n%s", out)
 	}

@@ -2,7 +2,6 @@ package ext4
 
 import (
 	"fmt"
-	"path"
 	"strings"
 	"time"
 
@@ -69,8 +68,6 @@ type layout struct {
 
 // collect turns a tree into nodes and measures what each of them needs.
 func (l *layout) collect(t *tree.Tree) error {
-	dirs := map[string]int32{}
-	links := map[*tree.Inode]int32{}
 	if in := t.Get("/lost+found"); in == nil {
 		t = t.Clone()
 		if err := t.Put("/lost+found", &tree.Inode{Kind: tree.Dir, Mode: 0o700, MTime: l.opts.Epoch}); err != nil {
@@ -79,26 +76,20 @@ func (l *layout) collect(t *tree.Tree) error {
 	} else if in.Kind != tree.Dir {
 		return pathError("/lost+found", "a %s, ext4 needs a directory there", in.Kind)
 	}
-	for e := range t.All() {
-		dir, name := path.Split(e.Path)
-		if len(name) > tree.MaxName {
-			return pathError(e.Path, "a name of %d bytes, at most %d", len(name), tree.MaxName)
+	for e := range place.Names(t) {
+		if len(e.Base) > tree.MaxName {
+			return pathError(e.Path, "a name of %d bytes, at most %d", len(e.Base), tree.MaxName)
 		}
-		parent := dirs[strings.TrimSuffix(dir, "/")]
-		i, linked := links[e.Inode]
-		if !linked || e.Inode.Kind == tree.Dir {
-			i = int32(len(l.nodes))
-			n := &node{path: e.Path, key: place.Hash(e.Path), in: e.Inode, parent: parent}
+		if e.First {
+			n := &node{path: e.Path, key: place.Hash(e.Path), in: e.Inode, parent: e.Parent}
 			l.nodes = append(l.nodes, n)
-			links[e.Inode] = i
 			if e.Inode.Kind == tree.Dir {
 				n.links = 1 // its own "."
-				dirs[strings.TrimSuffix(e.Path, "/")] = i
 			} else if err := l.measure(n); err != nil {
 				return err
 			}
 		}
-		n := l.nodes[i]
+		n := l.nodes[e.Node]
 		if n.links++; n.links > maxLinks && n.in.Kind != tree.Dir {
 			return pathError(e.Path, "hard link %d of %q, at most %d", n.links, n.path, maxLinks)
 		}
@@ -106,10 +97,10 @@ func (l *layout) collect(t *tree.Tree) error {
 			continue
 		}
 		if e.Path == "/lost+found" {
-			l.lost = i
+			l.lost = e.Node
 		}
-		p := l.nodes[parent]
-		p.children = append(p.children, child{name, i})
+		p := l.nodes[e.Parent]
+		p.children = append(p.children, child{e.Base, e.Node})
 		if n.in.Kind == tree.Dir {
 			p.links++ // the child's ".."
 		}

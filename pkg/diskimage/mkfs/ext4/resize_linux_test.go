@@ -11,11 +11,12 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/imgpipe/imgpipe/pkg/diskimage"
+	"github.com/imgpipe/imgpipe/pkg/internal/disktest"
 )
 
 func TestFeatures(t *testing.T) {
-	image := writeImage(t, mustNew(t, smallTree(t), options(1<<30)))
-	out := tool(t, "dumpe2fs", image)
+	image := disktest.Save(t, mustNew(t, smallTree(t), options(1<<30)))
+	out := disktest.Tool(t, "dumpe2fs", image)
 	for _, want := range []string{
 		`Filesystem volume name: +root\n`,
 		`Filesystem UUID: +` + testUUID.String(),
@@ -48,12 +49,12 @@ func TestFeatures(t *testing.T) {
 func TestResizeOffline(t *testing.T) {
 	tr := hardTree(t)
 	for _, from := range []int64{16 << 20, 200 << 20} {
-		image := writeImage(t, mustNew(t, tr, options(roundUp(from+Used(tr), 1<<20))))
+		image := disktest.Save(t, mustNew(t, tr, options(roundUp(from+Used(tr), 1<<20))))
 		for _, to := range []int64{500 << 20, 9 << 30} {
 			if err := os.Truncate(image, to); err != nil {
 				t.Fatal(err)
 			}
-			tool(t, "resize2fs", image)
+			disktest.Tool(t, "resize2fs", image)
 			check(t, image)
 		}
 		compare(t, image, tr)
@@ -65,22 +66,22 @@ func TestResizeMounted(t *testing.T) {
 		t.Skip("growing a mounted ext4 needs CAP_SYS_RESOURCE")
 	}
 	tr := hardTree(t)
-	image := writeImage(t, mustNew(t, tr, options(200<<20)))
+	image := disktest.Save(t, mustNew(t, tr, options(200<<20)))
 	for _, to := range []int64{900 << 20, 12 << 30} {
 		if err := os.Truncate(image, to); err != nil {
 			t.Fatal(err)
 		}
-		dev := attach(t, image)
-		dir, unmount := mount(t, dev, 0)
-		tool(t, "resize2fs", dev)
+		dev, detach := disktest.Loop(t, image, disktest.LoopOptions{})
+		dir, unmount := disktest.Mount(t, dev, "ext4", 0, "")
+		disktest.Tool(t, "resize2fs", dev)
 		if err := os.WriteFile(fmt.Sprintf("%s/new-%d", dir, to), make([]byte, 5<<20), 0o644); err != nil {
 			t.Error(err)
 		}
 		unmount()
-		tool(t, "losetup", "-d", dev)
+		detach()
 		check(t, image)
 	}
-	out := tool(t, "dumpe2fs", "-h", image)
+	out := disktest.Tool(t, "dumpe2fs", "-h", image)
 	if want := fmt.Sprintf("Block count: +%d\n", int64(12<<30/blockSize)); !regexp.MustCompile(want).MatchString(out) {
 		t.Errorf("want %q in\n%s", want, out)
 	}
@@ -103,11 +104,11 @@ func mayResize(t *testing.T) bool {
 // and nothing else.
 func TestMountingChangesNothing(t *testing.T) {
 	fs := mustNew(t, hardTree(t), options(1<<30))
-	image := writeImage(t, fs)
-	dev := attach(t, image)
-	_, unmount := mount(t, dev, 0)
+	image := disktest.Save(t, fs)
+	dev, detach := disktest.Loop(t, image, disktest.LoopOptions{})
+	_, unmount := disktest.Mount(t, dev, "ext4", 0, "")
 	unmount()
-	tool(t, "losetup", "-d", dev)
+	detach()
 	f, err := os.Open(image)
 	if err != nil {
 		t.Fatal(err)
@@ -144,9 +145,9 @@ func TestMountingChangesNothing(t *testing.T) {
 // without an index, uninitialised groups, attribute blocks and holes.
 func TestWriting(t *testing.T) {
 	tr := hardTree(t)
-	image := writeImage(t, mustNew(t, tr, options(300<<20)))
-	dev := attach(t, image)
-	dir, unmount := mount(t, dev, 0)
+	image := disktest.Save(t, mustNew(t, tr, options(300<<20)))
+	dev, detach := disktest.Loop(t, image, disktest.LoopOptions{})
+	dir, unmount := disktest.Mount(t, dev, "ext4", 0, "")
 	must := func(err error) {
 		t.Helper()
 		if err != nil {
@@ -167,6 +168,6 @@ func TestWriting(t *testing.T) {
 	must(unix.Removexattr(dir+"/x/dir", "user.d"))
 	must(os.Truncate(dir+"/hard/0", 1<<20))
 	unmount()
-	tool(t, "losetup", "-d", dev)
+	detach()
 	check(t, image)
 }

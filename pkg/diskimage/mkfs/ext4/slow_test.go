@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/imgpipe/imgpipe/pkg/diskimage/tree"
+	"github.com/imgpipe/imgpipe/pkg/internal/disktest"
 )
 
 // More than 65,000 subdirectories are too many for a link count: it is 1 (dir_nlink).
@@ -16,5 +17,5 @@ func TestManySubdirectories(t *testing.T) {
 		put(t, tr, fmt.Sprintf("/d/%d", i), &tree.Inode{Kind: tree.Dir, Mode: 0o755, MTime: testEpoch})
 	}
 	fs := mustNew(t, tr, options(0))
-	check(t, writeImage(t, fs))
+	check(t, disktest.Save(t, fs))
 }

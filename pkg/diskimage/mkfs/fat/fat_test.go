@@ -13,6 +13,7 @@ import (
 	"github.com/imgpipe/imgpipe/pkg/diskimage"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/mkfs/fat"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/tree"
+	"github.com/imgpipe/imgpipe/pkg/internal/disktest"
 )
 
 const mib = 1 << 20
@@ -214,7 +215,7 @@ func TestWideCharacters(t *testing.T) {
 	tr := tree.New()
 	put(t, tr, "/🐧", 9)
 	f := build(t, tr, fat.Options{Size: 8 * mib, SectorSize: 512})
-	fsck(t, raw(t, f))
+	fsck(t, disktest.Save(t, f))
 	// One long entry, in its last one: U+1F427 is D83D DC27, then the end.
 	want := []byte("\x41\x3d\xd8\x27\xdc\x00\x00\xff\xff\xff\xff\x0f\x00")
 	if !bytes.Contains(readAll(t, f), want) {

@@ -14,9 +14,12 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/imgpipe/imgpipe/pkg/diskimage"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/mkfs/fat"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/tree"
+	"github.com/imgpipe/imgpipe/pkg/internal/disktest"
 )
 
 // tool skips the test where a judge is not to be had.
@@ -36,30 +39,6 @@ func run(t *testing.T, name string, args ...string) string {
 	return string(out)
 }
 
-// raw writes a volume to a sparse file.
-func raw(t *testing.T, d diskimage.Disk) string {
-	t.Helper()
-	path := filepath.Join(t.TempDir(), "fat.raw")
-	f, err := os.Create(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	if err := f.Truncate(d.Size()); err != nil {
-		t.Fatal(err)
-	}
-	for _, e := range d.Extents() {
-		b := make([]byte, e.Len)
-		if _, err := d.ReadAt(b, e.Off); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := f.WriteAt(b, e.Off); err != nil {
-			t.Fatal(err)
-		}
-	}
-	return path
-}
-
 var clean = regexp.MustCompile(`^fsck\.fat [0-9.]+ \([0-9-]+\)\n[^\n]*: [0-9]+ files, [0-9]+/[0-9]+ clusters\n$`)
 
 // fsck asserts that fsck.fat says nothing but its version and its count.
@@ -74,24 +53,8 @@ func fsck(t *testing.T, path string) {
 // mount mounts a volume read-only and returns where.
 func mount(t *testing.T, path string, sector int64) string {
 	t.Helper()
-	if os.Getuid() != 0 {
-		t.Skip("mounting needs root")
-	}
-	tool(t, "losetup")
-	out, err := exec.Command("losetup", "--find", "--show", "--read-only", "-b", fmt.Sprint(sector), path).CombinedOutput()
-	if err != nil {
-		t.Skipf("no loop device: %v: %s", err, out)
-	}
-	dev := strings.TrimSpace(string(out))
-	t.Cleanup(func() { run(t, "losetup", "-d", dev) })
-	dir := t.TempDir()
-	if out, err := exec.Command("mount", "-t", "vfat", "-o", "ro,utf8,tz=UTC", dev, dir).CombinedOutput(); err != nil {
-		if strings.Contains(string(out), "unknown filesystem type") {
-			t.Skip("this kernel has no vfat")
-		}
-		t.Fatalf("mount: %v\n%s", err, out)
-	}
-	t.Cleanup(func() { run(t, "umount", dir) })
+	dev, _ := disktest.Loop(t, path, disktest.LoopOptions{ReadOnly: true, Sector: uint32(sector)})
+	dir, _ := disktest.Mount(t, dev, "vfat", unix.MS_RDONLY, "utf8,tz=UTC")
 	return dir
 }
 
@@ -184,7 +147,7 @@ func TestJudges(t *testing.T) {
 		t.Run(fmt.Sprintf("%v of %d MiB in %d", c.kind, c.size/mib, c.sector), func(t *testing.T) {
 			tr := hardTree(t)
 			f := build(t, tr, fat.Options{Size: c.size, SectorSize: c.sector, Type: c.kind, Label: "A LABEL", VolumeID: 0xabcd1234})
-			path := raw(t, f)
+			path := disktest.Save(t, f)
 			fsck(t, path)
 			out := run(t, "blkid", "-p", "-o", "export", path)
 			for _, want := range []string{"LABEL=A LABEL", "UUID=ABCD-1234", "TYPE=vfat", "VERSION=" + strings.ToUpper(f.Type())} {
@@ -205,7 +168,7 @@ func TestKernelMount(t *testing.T) {
 		tr := hardTree(t)
 		put(t, tr, "/names/🐧", 9) // beyond 16 bits: mtools cannot read it
 		f := build(t, tr, fat.Options{Size: c.size, SectorSize: c.sector, Type: c.kind, Label: "A LABEL"})
-		sameTree(t, mount(t, raw(t, f), c.sector), tr)
+		sameTree(t, mount(t, disktest.Save(t, f), c.sector), tr)
 	}
 }
 
@@ -226,7 +189,7 @@ func TestLimits(t *testing.T) {
 					}
 					continue
 				}
-				fsck(t, raw(t, f))
+				fsck(t, disktest.Save(t, f))
 			}
 		}
 	}
@@ -235,7 +198,7 @@ func TestLimits(t *testing.T) {
 func TestMtoolsReadIt(t *testing.T) {
 	tool(t, "mcopy")
 	tr := hardTree(t)
-	path := raw(t, build(t, tr, fat.Options{Size: 36 * mib, SectorSize: 512, Label: "M", Type: fat.FAT32}))
+	path := disktest.Save(t, build(t, tr, fat.Options{Size: 36 * mib, SectorSize: 512, Label: "M", Type: fat.FAT32}))
 	want, err := tr.ReadFile("/loader/entries/a name with spaces too.conf", mib)
 	if err != nil {
 		t.Fatal(err)
@@ -272,7 +235,7 @@ func TestFilled(t *testing.T) {
 			}
 		}
 		put(t, tr, "/a", lo)
-		path := raw(t, build(t, tr, o))
+		path := disktest.Save(t, build(t, tr, o))
 		fsck(t, path)
 		used := regexp.MustCompile(`([0-9]+)/([0-9]+) clusters`).FindStringSubmatch(run(t, "fsck.fat", "-n", path))
 		if used == nil || used[1] != used[2] {
@@ -310,7 +273,7 @@ func TestRandomTrees(t *testing.T) {
 			}
 			sector := []int64{512, 4096}[seed%2]
 			f := build(t, tr, fat.Options{Size: 64*mib + r.Int64N(1000)*8192, SectorSize: sector})
-			path := raw(t, f)
+			path := disktest.Save(t, f)
 			fsck(t, path)
 			sameTree(t, extract(t, path), tr)
 		})

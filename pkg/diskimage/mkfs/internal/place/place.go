@@ -5,6 +5,8 @@
 //	for r := range 64 {
 //		chunk := place.Probe(key, r, chunks)    // the r-th choice
 //	}
+//
+// Names says which inodes there are to be placed, and what each is called.
 package place
 
 // Mix is the finalizer of splitMix: every bit of the result depends on
