@@ -97,7 +97,7 @@ func (h *house) judgePlatforms(ref string, want map[string]string) {
 	for arch, digest := range want {
 		for name, args := range map[string][]string{
 			"crane": {"digest", "--insecure", "--platform", "linux/" + arch, pushed},
-			"oras":  {"resolve", "--plain-http", "--platform", "linux/" + arch, pushed},
+			"oras":  {"resolve", pushed, arch},
 		} {
 			program, err := filepath.Abs("../../build/judges/" + name)
 			if err != nil {

@@ -4,6 +4,7 @@
 //
 //	oras copy FROM TO       with all referrers; FROM and TO are oci:DIR:REFERENCE or HOST/NAME:REFERENCE
 //	oras pull FROM DIR      into files named by their titles
+//	oras resolve FROM ARCH  prints the digest of linux/ARCH's manifest
 //	oras discover FROM      prints "artifactType digest" of each direct referrer
 //
 // Registries are spoken to in plain HTTP.
@@ -32,7 +33,7 @@ func main() {
 
 func run(ctx context.Context, args []string) error {
 	if len(args) < 2 {
-		return fmt.Errorf("usage: oras copy FROM TO | pull FROM DIR | discover FROM")
+		return fmt.Errorf("usage: oras copy FROM TO | pull FROM DIR | resolve FROM ARCH | discover FROM")
 	}
 	from, name, err := open(args[1])
 	if err != nil {
@@ -56,6 +57,14 @@ func run(ctx context.Context, args []string) error {
 		}
 		defer files.Close()
 		desc, err := oras.Copy(ctx, from, name, files, name, oras.DefaultCopyOptions)
+		if err == nil {
+			fmt.Println(desc.Digest)
+		}
+		return err
+	case args[0] == "resolve" && len(args) == 3:
+		o := oras.DefaultResolveOptions
+		o.TargetPlatform = &ocispec.Platform{OS: "linux", Architecture: args[2]}
+		desc, err := oras.Resolve(ctx, from, name, o)
 		if err == nil {
 			fmt.Println(desc.Digest)
 		}
