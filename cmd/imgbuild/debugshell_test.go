@@ -133,14 +133,14 @@ func TestDebugShellOnATerminal(t *testing.T) {
 	}
 	recipe := shellRecipe(t)
 	outer, inner := openPty(t)
-	if err := outer.SetReadDeadline(time.Now().Add(30 * time.Second)); err != nil {
+	if err := outer.SetReadDeadline(time.Now().Add(3 * time.Minute)); err != nil {
 		t.Fatal(err)
 	}
 	before, err := unix.IoctlGetTermios(int(inner.Fd()), unix.TCGETS)
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
 	defer cancel()
 	dir := filepath.Dir(recipe)
 	cache := filepath.Join(dir, "cache")
