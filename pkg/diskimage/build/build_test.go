@@ -14,12 +14,12 @@ import (
 	"time"
 
 	"github.com/imgpipe/imgpipe/pkg/diskimage"
+	"github.com/imgpipe/imgpipe/pkg/diskimage/disktest"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/foreign"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/gpt"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/packages"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/recipe"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/tree"
-	"github.com/imgpipe/imgpipe/pkg/internal/disktest"
 )
 
 // stub is a real PE program, which serves as stub and as kernel here.

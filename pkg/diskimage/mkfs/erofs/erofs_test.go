@@ -15,9 +15,9 @@ import (
 	"time"
 
 	"github.com/imgpipe/imgpipe/pkg/diskimage"
+	"github.com/imgpipe/imgpipe/pkg/diskimage/disktest"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/mkfs/erofs"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/tree"
-	"github.com/imgpipe/imgpipe/pkg/internal/disktest"
 )
 
 var (

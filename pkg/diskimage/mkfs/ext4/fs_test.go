@@ -11,8 +11,8 @@ import (
 	"time"
 
 	"github.com/imgpipe/imgpipe/pkg/diskimage"
+	"github.com/imgpipe/imgpipe/pkg/diskimage/disktest"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/tree"
-	"github.com/imgpipe/imgpipe/pkg/internal/disktest"
 )
 
 func TestReadAt(t *testing.T) { disktest.ReadAnywhere(t, mustNew(t, hardTree(t), options(0))) }
