@@ -1,5 +1,6 @@
 // Package disktest is what tests of disks and filesystems share: files of disks, the
-// tools and the kernel that judge them, and loop devices. Only tests link it.
+// tools and the kernel that judge them, loop devices, and a tree with a shell. Only
+// tests link it.
 //
 //	image := disktest.Save(t, fs)
 //	disktest.Tool(t, "e2fsck", "-fn", image)
