@@ -8,12 +8,12 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"testing"
 
 	"github.com/imgpipe/imgpipe/pkg/deliver"
 	"github.com/imgpipe/imgpipe/pkg/deliver/blockdev"
+	"github.com/imgpipe/imgpipe/pkg/diskimage/disktest"
 )
 
 const mib = 1 << 20
@@ -29,17 +29,14 @@ func rawFile(t *testing.T, dir string, size int64) string {
 }
 
 // loop attaches a file and returns the device.
-func loop(t *testing.T, path string, flags ...string) string {
+func loop(t *testing.T, path string) string {
 	t.Helper()
-	if os.Getuid() != 0 {
-		t.Skip("needs root for a loop device")
-	}
-	out, err := exec.Command("losetup", append(append([]string{"--find", "--show"}, flags...), path)...).CombinedOutput()
-	if err != nil {
-		t.Skipf("no loop device: %v: %s", err, out)
-	}
-	dev := strings.TrimSpace(string(out))
-	t.Cleanup(func() { run(t, "losetup", "--detach", dev) })
+	return loopWith(t, path, disktest.LoopOptions{})
+}
+
+func loopWith(t *testing.T, path string, o disktest.LoopOptions) string {
+	t.Helper()
+	dev, _ := disktest.Loop(t, path, o)
 	return dev
 }
 
@@ -89,5 +86,3 @@ func refused(t *testing.T, path, why string) {
 		t.Errorf("%s: %v, want %q", path, err, why)
 	}
 }
-
-func sectors(n int64) []string { return []string{"--sector-size", strconv.FormatInt(n, 10)} }

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/imgpipe/imgpipe/pkg/deliver/blockdev"
+	"github.com/imgpipe/imgpipe/pkg/diskimage/disktest"
 )
 
 // listed finds a device of this machine.
@@ -34,7 +35,7 @@ func listed(t *testing.T, path string) *blockdev.Device {
 // goes away and another gets its name and number, of the same size.
 func TestRefusesAnotherDiskInItsPlace(t *testing.T) {
 	path, other := rawFile(t, t.TempDir(), 8*mib), rawFile(t, t.TempDir(), 8*mib)
-	dev := loop(t, path)
+	dev, detach := disktest.Loop(t, path, disktest.LoopOptions{})
 	chosen := listed(t, dev)
 	d, err := blockdev.Open(t.Context(), dev, blockdev.Options{Expect: chosen})
 	if err != nil {
@@ -46,10 +47,8 @@ func TestRefusesAnotherDiskInItsPlace(t *testing.T) {
 	if err := d.Close(); err != nil {
 		t.Fatal(err)
 	}
-	run(t, "losetup", "--detach", dev)
-	if out, err := exec.Command("losetup", dev, other).CombinedOutput(); err != nil {
-		t.Skipf("somebody else took it: %v: %s", err, out)
-	}
+	detach()
+	loopWith(t, other, disktest.LoopOptions{Device: dev})
 	for _, readOnly := range []bool{false, true} {
 		_, err := blockdev.Open(t.Context(), dev, blockdev.Options{Expect: chosen, ReadOnly: readOnly})
 		if err == nil || !strings.Contains(err.Error(), "another disk has come to its place: its diskseq is") {
