@@ -1,7 +1,6 @@
 package disktest
 
 import (
-	"bytes"
 	"os"
 	"os/exec"
 	"strings"
@@ -44,16 +43,4 @@ func Busybox(t testing.TB, mtime time.Time, programs string, texts map[string]st
 		put(p, &tree.Inode{Mode: 0o644, Data: diskimage.Bytes([]byte(text))})
 	}
 	return out
-}
-
-// WriteTar writes a tree to a file.
-func WriteTar(t testing.TB, name string, tr *tree.Tree) {
-	t.Helper()
-	var b bytes.Buffer
-	if err := tree.WriteTar(&b, tr); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(name, b.Bytes(), 0o644); err != nil {
-		t.Fatal(err)
-	}
 }
