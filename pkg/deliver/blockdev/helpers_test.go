@@ -11,6 +11,8 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/imgpipe/imgpipe/pkg/deliver"
 	"github.com/imgpipe/imgpipe/pkg/deliver/blockdev"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/disktest"
@@ -38,6 +40,21 @@ func loopWith(t *testing.T, path string, o disktest.LoopOptions) string {
 	t.Helper()
 	dev, _ := disktest.Loop(t, path, o)
 	return dev
+}
+
+// lockAsQEMU holds a lock until the test ends: QEMU shares one byte from 100 on for each
+// permission that it uses.
+func lockAsQEMU(t *testing.T, path string) {
+	t.Helper()
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { f.Close() })
+	lock := unix.Flock_t{Type: unix.F_RDLCK, Start: 101, Len: 1}
+	if err := unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLK, &lock); err != nil {
+		t.Fatal(err)
+	}
 }
 
 func run(t *testing.T, name string, args ...string) string {

@@ -9,8 +9,6 @@ import (
 	"strings"
 	"testing"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/imgpipe/imgpipe/pkg/deliver/blockdev"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/disktest"
 )
@@ -75,15 +73,7 @@ func TestRefusesAnotherDiskInItsPlace(t *testing.T) {
 // TestRefusesADiskThatAVirtualMachineHas holds the lock that QEMU takes.
 func TestRefusesADiskThatAVirtualMachineHas(t *testing.T) {
 	dev := loop(t, rawFile(t, t.TempDir(), 8*mib))
-	f, err := os.OpenFile(dev, os.O_RDWR, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	lock := unix.Flock_t{Type: unix.F_RDLCK, Start: 101, Len: 1}
-	if err := unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLK, &lock); err != nil {
-		t.Fatal(err)
-	}
+	lockAsQEMU(t, dev)
 	refused(t, dev, "locked by another program: a virtual machine that runs from it?")
 }
 

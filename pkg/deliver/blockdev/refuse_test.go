@@ -181,16 +181,7 @@ func TestRefusesLockedFile(t *testing.T) {
 	if err := d.Close(); err != nil {
 		t.Fatal(err)
 	}
-	f, err := os.OpenFile(path, os.O_RDWR, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	// QEMU shares one byte from 100 on for each permission that it uses.
-	lock := unix.Flock_t{Type: unix.F_RDLCK, Start: 101, Len: 1}
-	if err := unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLK, &lock); err != nil {
-		t.Fatal(err)
-	}
+	lockAsQEMU(t, path)
 	refused(t, path, "locked by another program")
 }
 
