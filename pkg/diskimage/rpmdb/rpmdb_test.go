@@ -59,9 +59,13 @@ func lines(db *rpmdb.Database) (packages, files string) {
 			f = append(f, file+"\n")
 		}
 	}
-	slices.Sort(p)
-	slices.Sort(f)
-	return strings.Join(p, ""), strings.Join(f, "")
+	return sorted(strings.Join(p, "")), sorted(strings.Join(f, ""))
+}
+
+func sorted(text string) string {
+	lines := strings.SplitAfter(text, "\n")
+	slices.Sort(lines)
+	return strings.Join(lines, "")
 }
 
 var databases = []struct {
@@ -134,7 +138,7 @@ func TestWhichDatabase(t *testing.T) {
 		"an unknown macro": {map[string][]byte{"/etc/rpm/macros": []byte("%_dbpath /%{nobody}\n"), "/var/lib/rpm/Packages": old}, "/var/lib/rpm/Packages"},
 	} {
 		db, err := rpmdb.Read(newTree(t, c.files))
-		if err != nil || db.Path != c.want || (len(db.Packages) == 4) != (c.want != "") {
+		if err != nil || db.Path != c.want || (len(db.Packages) == 5) != (c.want != "") {
 			t.Errorf("%s: %q with %d packages, %v; want %q", name, db.Path, len(db.Packages), err, c.want)
 		}
 	}
@@ -190,8 +194,8 @@ func TestDamage(t *testing.T) {
 		}
 		counts[len(db.Packages)] = true
 	}
-	if len(counts) != 2 || !counts[3] || !counts[4] {
-		t.Errorf("a log that is cut leaves %v packages, want 4 before its first commit and 3 after it", counts)
+	if len(counts) != 2 || !counts[4] || !counts[5] {
+		t.Errorf("a log that is cut leaves %v packages, want 5 before its first commit and 4 after it", counts)
 	}
 	journal := append([]byte("\xd9\xd5\x05\xf9\x20\xa1\x63\xd7"), 0, 0, 0, 1)
 	if _, err := rpmdb.Read(newTree(t, map[string][]byte{"/var/lib/rpm/rpmdb.sqlite": sqlite, "/var/lib/rpm/rpmdb.sqlite-journal": journal})); err == nil {
@@ -219,19 +223,30 @@ func TestClaims(t *testing.T) {
 	}
 }
 
+// FuzzRead changes bytes of real databases: which one, and for each change four bytes of
+// where and one of what.
 func FuzzRead(f *testing.F) {
-	for _, d := range databases {
-		wal := []byte{}
+	var files, logs [][]byte
+	for i, d := range databases {
+		files, logs = append(files, stored(f, d.name)), append(logs, nil)
 		if d.beside != "" {
-			wal = stored(f, d.beside)
+			logs[i] = stored(f, d.beside)
 		}
-		f.Add(d.path[strings.LastIndex(d.path, "/")+1:], stored(f, d.name), wal)
+		f.Add(uint8(i), []byte{0, 0, 0, 16, 2}, uint16(0))
+		f.Add(uint8(i), []byte{0, 0, 0x10, 0x1f, 0xff, 0, 0, 0x10, 0x20, 0xff}, uint16(100))
 	}
-	f.Fuzz(func(t *testing.T, name string, file, wal []byte) {
-		if !slices.Contains([]string{"rpmdb.sqlite", "Packages.db", "Packages"}, name) {
-			return
+	f.Fuzz(func(t *testing.T, which uint8, changes []byte, cut uint16) {
+		i := int(which) % len(databases)
+		d, file, log := databases[i], bytes.Clone(files[i]), bytes.Clone(logs[i])
+		for ; len(changes) >= 5; changes = changes[5:] {
+			at := int(binary.BigEndian.Uint32(changes)) % (len(file) + len(log))
+			if at < len(file) {
+				file[at] = changes[4]
+			} else {
+				log[at-len(file)] = changes[4]
+			}
 		}
-		tr := newTree(t, map[string][]byte{"/var/lib/rpm/" + name: file, "/var/lib/rpm/rpmdb.sqlite-wal": wal})
+		tr := newTree(t, map[string][]byte{d.path: file[:len(file)-int(cut)%len(file)], d.path + "-wal": log})
 		db, err := rpmdb.Read(tr)
 		if err != nil && len(db.Packages) > 0 {
 			t.Error("an error, and packages")
