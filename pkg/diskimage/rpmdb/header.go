@@ -162,6 +162,9 @@ func (h header) strings(tag uint32) ([]byte, error) {
 	if e.kind != typeString && e.kind != typeStringArray && e.kind != typeI18NString || e.kind == typeString && e.count != 1 {
 		return nil, fmt.Errorf("header: tag %d is of type %d", tag, e.kind)
 	}
+	if e.count > maxStrings {
+		return nil, fmt.Errorf("header: tag %d has %d strings", tag, e.count)
+	}
 	n := 0
 	for range e.count {
 		i := bytes.IndexByte(e.data[n:], 0)

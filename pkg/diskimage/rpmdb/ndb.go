@@ -29,7 +29,7 @@ func readNDB(b []byte, _ func(string) ([]byte, error), each func([]byte) error) 
 		return fmt.Errorf("ndb of version %d", v)
 	}
 	pages := int64(binary.LittleEndian.Uint32(b[12:]))
-	if pages > int64(len(b))/ndbPage {
+	if pages == 0 || pages > int64(len(b))/ndbPage {
 		return fmt.Errorf("ndb of %d bytes with %d pages of slots", len(b), pages)
 	}
 	used := map[uint32]bool{}
@@ -66,7 +66,7 @@ func ndbBlob(b []byte, number uint32) ([]byte, error) {
 	}
 	size := binary.LittleEndian.Uint32(b[12:])
 	tail := b[len(b)-ndbBlobTail:]
-	if int64(size) > int64(len(b)-ndbBlobHead-ndbBlobTail) || binary.LittleEndian.Uint32(tail[4:]) != size || string(tail[8:]) != ndbBlobEnd {
+	if (int64(size)+ndbBlobHead+ndbBlobTail+ndbBlock-1)/ndbBlock != int64(len(b)/ndbBlock) || binary.LittleEndian.Uint32(tail[4:]) != size || string(tail[8:]) != ndbBlobEnd {
 		return nil, fmt.Errorf("ndb: package %d is cut short", number)
 	}
 	if adler32.Checksum(b[:len(b)-ndbBlobTail]) != binary.LittleEndian.Uint32(tail) {

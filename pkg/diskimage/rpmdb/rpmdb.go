@@ -12,7 +12,8 @@
 // (rpm, docs/manual/format.md).
 //
 // It guarantees that a database is read whole or is an error: a page, a checksum
-// or a header that is not what it should be is never passed over. No byte of it is
+// or a header that is not what it should be is never passed over, but for the end of a
+// log that was not committed, which SQLite drops as well. No byte of it is
 // believed: what is allocated is bounded by the size of the files, and what they
 // hold is counted once.
 //
@@ -36,6 +37,8 @@ const (
 	maxFile     = 512 << 20
 	maxPackages = 100_000
 	maxPaths    = 512 << 20 // bytes of the paths of all files
+	maxNames    = 4_000_000 // of what packages require and provide
+	maxStrings  = 1 << 20   // of one tag of a header
 	maxPath     = 4096
 	maxMacros   = 1 << 20
 )
@@ -106,7 +109,7 @@ func optional(t Tree, p string, limit int64) ([]byte, error) {
 }
 
 func (db *Database) add(file []byte, beside func(string) ([]byte, error), read func([]byte, func(string) ([]byte, error), func([]byte) error) error) error {
-	paths := 0
+	paths, names := 0, 0
 	err := read(file, beside, func(blob []byte) error {
 		p, err := parse(blob)
 		if err != nil {
@@ -123,6 +126,9 @@ func (db *Database) add(file []byte, beside func(string) ([]byte, error), read f
 		}
 		if paths += p.files.bytes; paths > maxPaths {
 			return fmt.Errorf("paths of more than %d bytes", maxPaths)
+		}
+		if names += len(p.Requires) + len(p.Provides); names > maxNames {
+			return fmt.Errorf("more than %d requirements", maxNames)
 		}
 		db.Packages = append(db.Packages, *p)
 		return nil

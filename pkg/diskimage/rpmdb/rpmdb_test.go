@@ -119,7 +119,8 @@ func TestFieldsOfAPackage(t *testing.T) {
 // A database that RPM of the tree would not use is not added to the one that it would.
 func TestWhichDatabase(t *testing.T) {
 	sqlite, old := stored(t, "rpmdb.sqlite"), stored(t, "Packages-1234")
-	empty := append([]byte("RpmP"), make([]byte, 28)...)
+	empty := append([]byte("RpmP\x00\x00\x00\x00\x01\x00\x00\x00\x01\x00\x00\x00"), make([]byte, 16)...)
+	empty = append(empty, bytes.Repeat([]byte("Slot\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00"), 254)...)
 	for name, c := range map[string]struct {
 		files map[string][]byte
 		want  string
@@ -207,6 +208,7 @@ func TestDamage(t *testing.T) {
 func TestClaims(t *testing.T) {
 	ndb := stored(t, "Packages.db")
 	for name, change := range map[string]func(b []byte){
+		"no page of slots":   func(b []byte) { b[12] = 0 },
 		"pages of slots":     func(b []byte) { binary.LittleEndian.PutUint32(b[12:], 1<<31) },
 		"a blob's blocks":    func(b []byte) { binary.LittleEndian.PutUint32(b[44:], 0xffffffff) },
 		"a blob's place":     func(b []byte) { binary.LittleEndian.PutUint32(b[40:], 0xfffffff0) },

@@ -194,18 +194,19 @@ type value struct {
 	bytes  []byte
 }
 
+var errRow = errors.New("SQLite: a row of another form than its table")
+
 // column returns one value of a row (section 2.1 of the format).
 func column(row []byte, wanted int) (v value, err error) {
-	cut := errors.New("SQLite: a row of another form than its table")
 	size, n := varint(row)
 	if n == 0 || size < uint64(n) || size > uint64(len(row)) {
-		return v, cut
+		return v, errRow
 	}
 	kinds, data := row[n:size], row[size:]
 	for i := 0; ; i++ {
 		kind, n := varint(kinds)
 		if n == 0 {
-			return v, cut
+			return v, errRow
 		}
 		kinds = kinds[n:]
 		length := uint64(0)
@@ -216,7 +217,7 @@ func column(row []byte, wanted int) (v value, err error) {
 			length = [...]uint64{0, 1, 2, 3, 4, 6, 8, 8}[kind]
 		}
 		if length > uint64(len(data)) {
-			return v, cut
+			return v, errRow
 		}
 		if i == wanted {
 			if kind >= 12 {
