@@ -58,7 +58,7 @@ func readBerkeley(b []byte, _ func(string) ([]byte, error), each func([]byte) er
 			return fmt.Errorf("hash of Berkeley DB with %d buckets", buckets)
 		}
 		if err := db.bucket(uint32(i)+spare, each); err != nil {
-			return err
+			return fmt.Errorf("hash of Berkeley DB: %w", err)
 		}
 	}
 	return nil
@@ -68,12 +68,12 @@ func readBerkeley(b []byte, _ func(string) ([]byte, error), each func([]byte) er
 func (db *berkeley) get(number uint32) ([]byte, error) {
 	at := int64(number) * db.page
 	if db.seen[number] || at > int64(len(db.b))-db.page {
-		return nil, fmt.Errorf("hash of Berkeley DB: page %d is not there or in use", number)
+		return nil, fmt.Errorf("page %d is not there or in use", number)
 	}
 	db.seen[number] = true
 	p := db.b[at : at+db.page]
 	if n := db.order.Uint32(p[8:]); n != number {
-		return nil, fmt.Errorf("hash of Berkeley DB: page %d says that it is %d", number, n)
+		return nil, fmt.Errorf("page %d says that it is %d", number, n)
 	}
 	return p, nil
 }
@@ -86,25 +86,25 @@ func (db *berkeley) bucket(number uint32, each func([]byte) error) error {
 		}
 		items := int(db.order.Uint16(p[20:]))
 		if t := p[25]; t != hashUnsorted && t != hashSorted || items%2 != 0 || hashHead+2*items > len(p) {
-			return fmt.Errorf("hash of Berkeley DB: page %d is of type %d with %d items", number, t, items)
+			return fmt.Errorf("page %d is of type %d with %d items", number, t, items)
 		}
 		end := len(p)
 		for i := 0; i < items; i += 2 { // they lie from the end of the page to its front
 			key, value := int(db.order.Uint16(p[hashHead+2*i:])), int(db.order.Uint16(p[hashHead+2*i+2:]))
 			if key >= end || value >= key || value < hashHead+2*items {
-				return fmt.Errorf("hash of Berkeley DB: page %d: item %d is out of place", number, i)
+				return fmt.Errorf("page %d: item %d is out of place", number, i)
 			}
 			k, err := db.item(p[key:end])
 			if err != nil {
-				return fmt.Errorf("hash of Berkeley DB: page %d: item %d: %w", number, i, err)
+				return fmt.Errorf("page %d: item %d: %w", number, i, err)
 			}
 			v, err := db.item(p[value:key])
 			if err != nil {
-				return fmt.Errorf("hash of Berkeley DB: page %d: item %d: %w", number, i+1, err)
+				return fmt.Errorf("page %d: item %d: %w", number, i+1, err)
 			}
 			end = value
 			if len(k) != 4 {
-				return fmt.Errorf("hash of Berkeley DB: page %d: a key of %d bytes", number, len(k))
+				return fmt.Errorf("page %d: a key of %d bytes", number, len(k))
 			}
 			if binary.LittleEndian.Uint32(k) == 0 {
 				continue
