@@ -2,14 +2,11 @@ package main
 
 import (
 	"context"
-	"encoding/json"
-	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
-	"strings"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -29,9 +26,6 @@ type conditions struct {
 
 // elsewhere is the host name of a second build.
 const elsewhere = "elsewhere.invalid"
-
-// stranger is who makes it.
-const stranger = "imgbuild-verify"
 
 // under calls f with conditions on a thread that has them: what f starts has them,
 // too. The thread ends with f.
@@ -99,101 +93,4 @@ func (k *conditions) command(ctx context.Context, args ...string) *exec.Cmd {
 		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: k.user, AmbientCaps: []uintptr{unix.CAP_DAC_READ_SEARCH}}
 	}
 	return cmd
-}
-
-// otherUser gives this thread a user with subordinate ids. The files that say so are
-// laid over the host's in a mount namespace of the thread's own.
-func (k *conditions) otherUser(ctx context.Context) (err error) {
-	if os.Geteuid() != 0 {
-		return errors.New("not root")
-	}
-	id, err := k.strange()
-	if err != nil {
-		return err
-	}
-	if err := reachable(k.dir); err != nil {
-		return err
-	}
-	err = filepath.WalkDir(k.dir, func(p string, _ os.DirEntry, err error) error {
-		return errors.Join(err, os.Chown(p, id, id))
-	})
-	if err != nil {
-		return err
-	}
-	k.user = &syscall.Credential{Uid: uint32(id), Gid: uint32(id)}
-	defer func() {
-		if err != nil {
-			k.user = nil
-		}
-	}()
-	return k.tried(ctx)
-}
-
-// strange adds the user to this thread's view of /etc, and returns its id.
-func (k *conditions) strange() (int, error) {
-	const id, first, n = 60577, 1 << 30, 1 << 16 // what login.defs(5) and systemd give nobody
-	if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
-		return 0, err
-	}
-	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
-		return 0, err
-	}
-	home := filepath.Join(k.dir, "home")
-	for name, line := range map[string]string{
-		"passwd": fmt.Sprintf("%s:x:%d:%[2]d::%s:/bin/sh", stranger, id, home),
-		"group":  fmt.Sprintf("%s:x:%d:", stranger, id),
-		"subuid": fmt.Sprintf("%s:%d:%d", stranger, first, n),
-		"subgid": fmt.Sprintf("%s:%d:%d", stranger, first, n),
-	} {
-		b, err := os.ReadFile(filepath.Join("/etc", name))
-		if err != nil {
-			return 0, err
-		}
-		if len(b) > 0 && b[len(b)-1] != '\n' {
-			b = append(b, '\n')
-		}
-		own := filepath.Join(k.dir, name)
-		if err := os.WriteFile(own, append(b, line+"\n"...), 0o644); err != nil {
-			return 0, err
-		}
-		if err := unix.Mount(own, filepath.Join("/etc", name), "", unix.MS_BIND, ""); err != nil {
-			return 0, fmt.Errorf("/etc/%s: %w", name, err)
-		}
-	}
-	return id, nil
-}
-
-// reachable reports whether everybody may look up names in dir and above.
-func reachable(dir string) error {
-	if err := os.Chmod(dir, 0o711); err != nil {
-		return err
-	}
-	for p := dir; p != "/"; p = filepath.Dir(p) {
-		info, err := os.Stat(p)
-		if err != nil {
-			return err
-		}
-		if info.Mode()&1 == 0 {
-			return fmt.Errorf("%s is for few; set TMPDIR to a folder that all users reach", p)
-		}
-	}
-	return nil
-}
-
-// tried lets the user run a program in a sandbox: not every host lets it.
-func (k *conditions) tried(ctx context.Context) error {
-	var said strings.Builder
-	cmd := k.command(ctx, "doctor", "--json", "--cache", filepath.Join(k.dir, "cache"), "--scratch", filepath.Join(k.dir, "scratch"))
-	cmd.Stderr = &said
-	out, err := cmd.Output() // it fails where a machine lacks what only some builds need
-	var found []finding
-	if jerr := json.Unmarshal(out, &found); jerr != nil {
-		return errors.Join(err, jerr, errors.New(strings.TrimSpace(said.String())))
-	}
-	for _, f := range found {
-		if f.Name == "sandbox" && f.State != "ok" {
-			return errors.New(f.Why)
-		}
-	}
-	return nil
 }

@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"os/user"
@@ -126,5 +127,77 @@ func TestSecondBuildSaysWhatIsTheSame(t *testing.T) {
 	}
 	if got["uid"] != "0" {
 		t.Errorf("uid %s", got["uid"])
+	}
+}
+
+// The host's accounts may change while a build runs.
+func TestSecondBuildsUserStays(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("root only: another user cannot be had")
+	}
+	// A host's own /etc is not for a test to change: this one is the thread's.
+	dir, etc := t.TempDir(), t.TempDir()
+	if err := os.Chmod(filepath.Dir(dir), 0o711); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"passwd", "group", "subuid", "subgid"} {
+		if err := os.WriteFile(filepath.Join(etc, name), []byte("root:x:0:0::/root:/bin/sh\n"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Chmod(etc, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	resolver := filepath.Join(t.TempDir(), "resolver")
+	if err := os.WriteFile(resolver, []byte("nameserver 192.0.2.1\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(etc, "resolv.conf"), nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan error)
+	go func() {
+		runtime.LockOSThread()
+		done <- func() error {
+			err := unix.Unshare(unix.CLONE_NEWNS)
+			if err == nil {
+				err = unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, "")
+			}
+			if err == nil {
+				err = unix.Mount(etc, "/etc", "", unix.MS_BIND, "")
+			}
+			if err == nil {
+				err = unix.Mount(resolver, "/etc/resolv.conf", "", unix.MS_BIND, "")
+			}
+			if err != nil {
+				return err
+			}
+			k := &conditions{dir: dir}
+			if err := k.ownEtc(); err != nil {
+				return err
+			}
+			for _, name := range []string{"passwd", "subuid"} { // as usermod does, elsewhere
+				replaced := filepath.Join(etc, name+"+")
+				if err := os.WriteFile(replaced, []byte("other:x:1:1::/:/bin/sh\n"), 0o644); err != nil {
+					return err
+				}
+				if err := os.Rename(replaced, filepath.Join(etc, name)); err != nil {
+					return err
+				}
+			}
+			for name, want := range map[string]string{"passwd": stranger + ":x:60577:", "subuid": stranger + ":1073741824:65536", "resolv.conf": "192.0.2.1"} {
+				if b, err := os.ReadFile(filepath.Join("/etc", name)); err != nil || !strings.Contains(string(b), want) {
+					return fmt.Errorf("/etc/%s is now %q, %w; want it to have %q", name, b, err, want)
+				}
+			}
+			return nil
+		}()
+	}()
+	err := <-done
+	if errors.Is(err, unix.ENODEV) || errors.Is(err, unix.EPERM) {
+		t.Skip("no mounts of its own: ", err)
+	}
+	if err != nil {
+		t.Error(err)
 	}
 }

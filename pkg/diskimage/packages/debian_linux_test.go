@@ -454,6 +454,27 @@ func TestTreeThatDoesNotFitIsNotTried(t *testing.T) {
 	}
 }
 
+func TestCleaningUpIsNotWhyItFailed(t *testing.T) {
+	f := newFake(t)
+	const ids = "E: newuidmap 31435 0 1073741824 65536 failed\n"
+	out := &output{}
+	out.Write([]byte(ids))
+	if err := out.explain(f.req, "/tmp/x", 0, errors.New("exit status 2")); !errors.Is(err, ErrNoSubordinateIDs) {
+		t.Errorf("error %v, want one of subordinate ids", err)
+	}
+	out = &output{}
+	out.plan(3, 0)
+	out.Write([]byte("E: setup failed: E: command failed\n" + strings.Repeat("Setting up x\n", 2*tailLines) + ids))
+	err := out.explain(f.req, "/tmp/x", 0, errors.New("exit status 2"))
+	failed, ok := errors.AsType[*RunError](err)
+	if !ok || errors.Is(err, ErrNoSubordinateIDs) {
+		t.Fatalf("error %v, want one of mmdebstrap's", err)
+	}
+	if lines := strings.Split(failed.Tail, "\n"); lines[0] != "E: setup failed: E: command failed" || lines[len(lines)-1] != strings.TrimSpace(ids) || len(lines) != 1+tailLines {
+		t.Errorf("last lines %q, want the first error and then those", lines)
+	}
+}
+
 func TestSuitesOfSources(t *testing.T) {
 	for name, want := range map[string]string{
 		"deb.example.org_debian_dists_bookworm_InRelease":                   "bookworm",

@@ -29,11 +29,17 @@ fi
 exec /usr/bin/dpkg-deb "$@"
 EOF
 
-# each package's call takes a second on one core; the finish hook makes all of
-# them on all cores
+# each package's call takes a second on one core, and dpkg need not wait for it: one
+# after the other runs meanwhile, and the finish hook makes what is left, or failed, on
+# all cores
 program py3compile <<'EOF'
 #!/bin/sh
-printf '%s\0' "$@" >"$(mktemp /tmp/imgpipe.py3compile/XXXXXXXX)"
+job=$(mktemp /tmp/imgpipe.py3compile/XXXXXXXX)
+printf '%s\0' "$@" >"$job"
+{
+	flock 9
+	[ ! -e "$job" ] || ! xargs -0 -a "$job" /usr/bin/py3compile || rm "$job"
+} </dev/null >/dev/null 2>&1 3>&- 9</tmp/imgpipe.py3compile &
 EOF
 
 # at the end, once for each kernel

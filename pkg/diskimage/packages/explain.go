@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
 )
@@ -85,11 +86,18 @@ func (o *output) explain(req Request, dir string, need int64, err error) error {
 		if reForeign.MatchString(s) {
 			return fmt.Errorf("%s programs do not run on this machine: apt-get install qemu-user-static binfmt-support arch-test", req.Arch)
 		}
-		if strings.HasPrefix(s, "E: ") && reNoSubIDs.MatchString(s) {
+		// mmdebstrap maps ids again when it cleans up, which is not why it does
+		if o.total == 0 && strings.HasPrefix(s, "E: ") && reNoSubIDs.MatchString(s) {
 			return fmt.Errorf("%w: %s", ErrNoSubordinateIDs, strings.TrimPrefix(s, "E: "))
 		}
 	}
-	lines := o.tail
+	var lines []string
+	for _, s := range o.notable { // an error's reason may be long before its end
+		if !slices.Contains(o.tail, s) {
+			lines = append(lines, s)
+		}
+	}
+	lines = append(lines, o.tail...)
 	if len(o.partial) > 0 {
 		lines = append(lines, string(o.partial))
 	}

@@ -12,9 +12,10 @@ done
 [ -d "$root/usr/local/bin" ] || (cd "$root" && rmdir -p --ignore-fail-on-non-empty usr/local/sbin)
 (
 	cd "$root/tmp/imgpipe.py3compile"
+	flock 9
 	find . -type f -print0 |
-		xargs -0 -r -P "$(nproc)" -I {} xargs -0 -a {} chroot "$root" py3compile
-) &
+		xargs -0 -r -P "$(nproc)" -I {} sh -c 'xargs -0 -a "$1" chroot "$2" py3compile && rm "$1"' sh {} "$root"
+) 9<"$root/tmp/imgpipe.py3compile" &
 compiling=$!
 for kernel in "$root"/boot/vmlinuz-*; do
 	[ -f "$kernel" ] || continue
