@@ -126,14 +126,17 @@ func parse(b []byte) (*Package, error) {
 		h[tag] = entry{binary.BigEndian.Uint32(index[4:]), binary.BigEndian.Uint32(index[12:]), store[offset:]}
 	}
 	p := &Package{}
-	for tag, to := range map[uint32]*string{tagName: &p.Name, tagVersion: &p.Version, tagRelease: &p.Release, tagArch: &p.Arch, tagSummary: &p.Summary,
-		tagVendor: &p.Vendor, tagLicense: &p.License, tagPackager: &p.Packager, tagURL: &p.URL, tagSourceRPM: &p.Source} {
-		s, err := h.strings(tag)
+	for _, f := range []struct {
+		tag uint32
+		to  *string
+	}{{tagName, &p.Name}, {tagVersion, &p.Version}, {tagRelease, &p.Release}, {tagArch, &p.Arch}, {tagSummary, &p.Summary},
+		{tagVendor, &p.Vendor}, {tagLicense, &p.License}, {tagPackager, &p.Packager}, {tagURL, &p.URL}, {tagSourceRPM, &p.Source}} {
+		s, err := h.strings(f.tag)
 		if err != nil {
 			return nil, err
 		}
 		first, _, _ := bytes.Cut(s, nul) // of several the one of the locale C
-		*to = strings.ToValidUTF8(string(first), "\uFFFD")
+		*f.to = strings.ToValidUTF8(string(first), "\uFFFD")
 	}
 	epoch, err := h.numbers(tagEpoch)
 	if err != nil {
@@ -142,13 +145,15 @@ func parse(b []byte) (*Package, error) {
 	if len(epoch) > 0 {
 		p.Epoch = strconv.FormatUint(uint64(binary.BigEndian.Uint32(epoch)), 10)
 	}
-	for tag, to := range map[uint32]*[]string{tagRequireName: &p.Requires, tagProvideName: &p.Provides} {
-		s, err := h.strings(tag)
-		if err != nil {
-			return nil, err
-		}
-		*to = splitStrings(s)
+	requires, err := h.strings(tagRequireName)
+	if err != nil {
+		return nil, err
 	}
+	provides, err := h.strings(tagProvideName)
+	if err != nil {
+		return nil, err
+	}
+	p.Requires, p.Provides = splitStrings(requires), splitStrings(provides)
 	p.files, err = h.files()
 	return p, err
 }

@@ -164,9 +164,9 @@ func TestOwners(t *testing.T) {
 	}
 }
 
-// A database of which a byte is changed, or the end cut off, is read as it was or not
-// at all, never with fewer packages or files unsaid. A log loses its end as a
-// crash takes it: what was committed before stays.
+// A database whose end is cut off is read as it was or not at all, never with fewer
+// packages unsaid. A log loses its end as a crash takes it: what was committed
+// before stays.
 func TestDamage(t *testing.T) {
 	for _, d := range databases {
 		if d.beside != "" {
