@@ -43,7 +43,8 @@ run:
 `)))
 	ref := "oci:" + h.dir + "/images:both"
 	other := map[string]string{"amd64": "arm64", "arm64": "amd64"}[runtime.GOARCH]
-	h.run(h.imgbuild, "build", recipe, "-o", ref, "--cache", h.cache, "--only", "arch="+other, "--verify")
+	h.run(h.imgbuild, "lock", recipe, "--cache", h.cache, "--only", "arch="+other)
+	h.run(h.imgbuild, "build", recipe, "-o", ref, "--cache", h.cache, "--only", "arch="+other, "--locked", "--verify")
 	digests := h.digests(h.run(h.imgbuild, "build", recipe, "-o", ref, "--cache", h.cache, "--json"))
 	for arch, machine := range map[string]string{"amd64": "x86_64", "arm64": "aarch64"} {
 		h.run(h.imgbuild, "test", ref, "--platform", "linux/"+arch, "--timeout", "20m", "--log", filepath.Join(h.dir, arch+".log"),

@@ -17,9 +17,11 @@ func TestBootsRecipes(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			h := newHouse(t)
 			ref := "oci:" + h.dir + "/images:" + name
-			args := []string{"build", "../../recipes/" + name + ".yaml", "-o", ref, "--cache", h.cache}
-			if name == "debian-minimal" {
-				args = append(args, "--verify") // the second build starts from nothing but packages
+			recipe := filepath.Join(h.recipes("recipes"), name+".yaml")
+			args := []string{"build", recipe, "-o", ref, "--cache", h.cache}
+			if name == "debian-minimal" { // the second build starts from nothing but packages
+				h.run(h.imgbuild, "lock", recipe, "--cache", h.cache)
+				args = append(args, "--locked", "--verify")
 			}
 			h.run(h.imgbuild, args...)
 			if more != nil {

@@ -60,6 +60,11 @@ func verifyBuild(c *cli.Context, a *oci.Artifact, t *target) (err error) {
 		return nil
 	}
 	found, err := content.Differences(verifiable(c, a), verifiable(c, b), maxDifferences)
+	if err == nil && len(found) < maxDifferences {
+		var said []content.Difference
+		said, err = configDifferences(a.Config(), b.Config(), maxDifferences-len(found))
+		found = append(found, said...)
+	}
 	if err != nil {
 		return err
 	}
@@ -156,8 +161,13 @@ func (u *unequal) Display() string {
 	var b strings.Builder
 	b.WriteString(u.Error())
 	switch {
+	case u.sameDisk && len(u.found) == 0:
+		b.WriteString("\nthe disks and configs are the same; how the disk is cut and packed is not")
 	case u.sameDisk:
-		b.WriteString("\nthe disks are the same; what the manifest or the config says is not")
+		b.WriteString("\nthe disks are the same; what the config says of them is not")
+		if slices.ContainsFunc(u.found, func(d content.Difference) bool { return strings.HasPrefix(d.What, "archives[") }) {
+			b.WriteString(": the archive has moved on between the two builds (--locked is not moved, --refresh has no old tree)")
+		}
 	case len(u.found) == 0:
 		b.WriteString("\nthey differ outside of the partitions: in the partition table")
 	}
