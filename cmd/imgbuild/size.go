@@ -76,9 +76,13 @@ func sizeOf(c *cli.Context, text string) (s *sizes, err error) {
 	if d.artifact != nil {
 		x = d.artifact.Index()
 	}
+	said := len(v.Notes)
 	all, err := v.Space(x, c.Int("depth"))
 	if err != nil {
 		return nil, d.fail(err, "")
+	}
+	for _, n := range v.Notes[said:] {
+		ui.From(c).Sayf("left out: %s", n)
 	}
 	return &sizes{d.reference, all.Partitions, all.Packages, all.Folders, all.Files, d.read(), x != nil}, nil
 }

@@ -95,6 +95,9 @@ func (b *builder) listPackages() {
 		b.say(err.Error())
 		return
 	}
+	if db.Unread != "" {
+		b.say("package database not read: " + db.Reason)
+	}
 	for _, p := range db.Packages {
 		b.image.Record.Packages = append(b.image.Record.Packages, packages.Package{Name: p.Name, Version: p.Version, Arch: p.Arch})
 	}

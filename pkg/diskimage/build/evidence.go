@@ -1,6 +1,7 @@
 package build
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"errors"
@@ -17,6 +18,7 @@ import (
 	"github.com/imgpipe/imgpipe/pkg/diskimage/initramfs/initprogram"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/packages"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/recipe"
+	"github.com/imgpipe/imgpipe/pkg/diskimage/rpmdb"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/tree"
 )
 
@@ -79,7 +81,7 @@ func (im *Image) Contents(ctx context.Context, files bool, workers int) (*eviden
 		Recipe:   diskimage.DigestOf(r.Canonical()),
 		Database: m.database,
 	}
-	owner, err := tree.Owners(m.installed)
+	owner, err := owners(m.installed)
 	if err != nil {
 		return nil, fmt.Errorf("evidence: %w", err)
 	}
@@ -106,6 +108,21 @@ func (im *Image) Contents(ctx context.Context, files bool, workers int) (*eviden
 		}
 	}
 	return c, nil
+}
+
+// owners says which package has a path, by the lists of dpkg and of RPM. A database of
+// RPM that cannot be read has none: the package list says so.
+func owners(t *tree.Tree) (func(string) string, error) {
+	debian, err := tree.Owners(t)
+	if err != nil {
+		return nil, err
+	}
+	db, err := rpmdb.Read(t)
+	if err != nil || len(db.Packages) == 0 {
+		return debian, nil
+	}
+	byPath := db.Owners(t)
+	return func(p string) string { return cmp.Or(debian(p), byPath[p]) }, nil
 }
 
 // programs lists what starts the image beside its boot program: the loaders, and the

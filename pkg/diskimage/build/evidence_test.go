@@ -2,9 +2,11 @@ package build
 
 import (
 	"bytes"
+	"compress/gzip"
 	"context"
 	"encoding/json"
 	"errors"
+	"io"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -176,5 +178,44 @@ func TestASourceThatChangedIsNotVouchedFor(t *testing.T) {
 	}
 	if o, err := im.Origin(t.Context(), 1); !errors.Is(err, tree.ErrChanged) {
 		t.Errorf("got %+v, %v", o, err)
+	}
+}
+
+// A file is dpkg's package's, else RPM's.
+func TestOwnersOfRPM(t *testing.T) {
+	f, err := os.Open("../rpmdb/testdata/Packages.db.gz")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	z, err := gzip.NewReader(f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := io.ReadAll(z)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, damaged := range []bool{false, true} {
+		root := tree.New()
+		for p, content := range map[string][]byte{"/usr/lib/sysimage/rpm/Packages.db": b, "/var/lib/dpkg/info/good.list": []byte("/usr/bin/good\n/usr/bin/fixture\n")} {
+			if err := root.Put(p, &tree.Inode{Mode: 0o644, Data: diskimage.Bytes(content)}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		owner, err := owners(root)
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := map[string]string{"/usr/bin/good": "good", "/usr/bin/fixture": "good", "/usr/share/fixture/main": "fixture", "/etc/motd": ""}
+		if damaged {
+			want["/usr/share/fixture/main"] = ""
+		}
+		for p, name := range want {
+			if got := owner(p); got != name {
+				t.Errorf("damaged %v: %s is %q's, want %q", damaged, p, got, name)
+			}
+		}
+		b = b[:len(b)/2]
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -16,8 +17,10 @@ import (
 	"github.com/klauspost/compress/zstd"
 
 	"github.com/imgpipe/imgpipe/pkg/diskimage"
+	"github.com/imgpipe/imgpipe/pkg/diskimage/evidence"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/packages"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/recipe"
+	"github.com/imgpipe/imgpipe/pkg/diskimage/rpmdb"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/sandbox"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/tree"
 )
@@ -215,6 +218,36 @@ func TestPackageManagers(t *testing.T) {
 	}
 }
 
+// listed looks for what was installed in the package list, and for its files.
+func listed(t *testing.T, tr *tree.Tree) {
+	t.Helper()
+	db, err := evidence.ListPackages(tr)
+	if err != nil || db.Unread != "" {
+		t.Fatalf("package list: %v, %s not read: %s", err, db.Unread, db.Reason)
+	}
+	var got []string
+	for _, p := range db.Packages {
+		if strings.HasPrefix(p.Name, "hello-") {
+			needs := ""
+			for _, i := range p.Depends {
+				needs += " needs " + db.Packages[i].Name
+			}
+			got = append(got, p.Name+" "+p.Version+needs)
+		}
+	}
+	if want := []string{"hello-data 1.0-1", "hello-main 1.0-1 needs hello-data"}; !slices.Equal(got, want) {
+		t.Errorf("package list: %q, want %q", got, want)
+	}
+	found, err := rpmdb.Read(tr)
+	if err != nil || found.Path == "" {
+		return // pacman's
+	}
+	t.Logf("%s has %d packages", found.Path, len(found.Packages))
+	if got := found.Owners(tr)["/usr/share/hello/data"]; got != "hello-data" {
+		t.Errorf("/usr/share/hello/data is %q's", got)
+	}
+}
+
 // installs runs the packages step, and one with a name that nobody knows.
 func installs(t *testing.T, base *tree.Tree) {
 	dir := t.TempDir()
@@ -257,6 +290,7 @@ func installs(t *testing.T, base *tree.Tree) {
 			t.Errorf("/usr/share/hello/%s: %q, %v", name, got, err)
 		}
 	}
+	listed(t, b.tree)
 	for e := range b.tree.All() { // neither downloads nor what the repository has
 		if strings.Contains(e.Path, "hello") && (strings.HasPrefix(e.Path, "/var/cache/") || strings.HasPrefix(e.Path, "/var/lib/pacman/sync/")) {
 			t.Errorf("%s stays", e.Path)

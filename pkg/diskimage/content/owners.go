@@ -2,9 +2,12 @@ package content
 
 import (
 	"fmt"
+	"io/fs"
+	"maps"
 	"path"
 	"strings"
 
+	"github.com/imgpipe/imgpipe/pkg/diskimage/rpmdb"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/tree"
 )
 
@@ -14,9 +17,49 @@ const (
 	maxAllList = 512 << 20 // and of all of them
 )
 
-// owners tells which package a path belongs to, by dpkg's lists; of several the first
-// by name.
+// owners tells which package a path belongs to, by dpkg's lists, else by RPM's
+// database; of several the first by name. A database of RPM that cannot be read is a note of the view.
 func (v *View) owners() (map[string]string, error) {
+	out, err := v.dpkgOwners()
+	if err != nil {
+		return nil, err
+	}
+	t := readable{v}
+	db, err := rpmdb.Read(t)
+	if err != nil {
+		v.Notes = append(v.Notes, fmt.Sprintf("package database: %v", err))
+	}
+	if len(db.Packages) == 0 {
+		return out, nil
+	}
+	all := db.Owners(t)
+	maps.Copy(all, out)
+	return all, nil
+}
+
+// readable is a view as rpmdb reads one.
+type readable struct{ view *View }
+
+func (r readable) Resolve(p string) (string, error) {
+	f, err := r.view.Lookup(p, true)
+	if err != nil {
+		return "", err
+	}
+	return f.Path, nil
+}
+
+func (r readable) ReadFile(p string, limit int64) ([]byte, error) {
+	f, err := r.view.Lookup(p, true)
+	if err != nil {
+		return nil, err
+	}
+	if f.Inode.Kind != tree.Regular {
+		return nil, fs.ErrNotExist
+	}
+	return r.view.read(f, limit)
+}
+
+func (v *View) dpkgOwners() (map[string]string, error) {
 	dir, err := v.Lookup(dpkgInfo, true)
 	if err != nil || dir.Inode.Kind != tree.Dir {
 		return nil, nil // no packages of dpkg's

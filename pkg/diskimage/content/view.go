@@ -21,7 +21,7 @@ const maxLinks = 40 // the kernel's own limit
 
 // View is a tree of directories of one or more partitions.
 type View struct {
-	Notes []string // for people: mounts of the fstab that are not there
+	Notes []string // for people: mounts of the fstab that are not there, and what Space could not read
 
 	image  *Image
 	top    place

@@ -45,20 +45,23 @@ func (o OS) Distro() string {
 	}
 }
 
-// Package is one installed package, of Debian, Alpine or Arch.
+// Package is one installed package, of Debian, Alpine, Arch or one of RPM's distributions.
 type Package struct {
-	Name, Version, Arch string
+	Name, Version, Arch string // RPM's version is [EPOCH:]VERSION-RELEASE
 	Source              string // the source package's name
 	SourceVersion       string // "" where it is Version
 	Maintainer          string // "NAME <EMAIL>"
 	Original            string // who maintains it in the distribution this one derives from
+	Vendor              string // an organization, in RPM's packages
 	Homepage            string
 	Summary             string
 	Depends             []int            // indices of installed packages that it needs, sorted
 	License             License          // as its copyright file declares
+	LicenseWords        string           // what RPM's header calls it, in words of the distribution
 	Archive             diskimage.Digest // SHA-256 of the .deb; zero if not known
 
 	kind               string   // "" is Debian's
+	epoch, sourceFile  string   // RPM's
 	requires, provides []string // as in the database, until all are read
 }
 
@@ -66,15 +69,17 @@ type Package struct {
 type Database struct {
 	OS       OS
 	Packages []Package // by name, then architecture
-	Unread   string    // the path of a package database whose format is not read: RPM's; "" for none
+	Unread   string    // the path of a package database that could not be read: RPM's; "" for none
+	Reason   string    // why
 
 	relations int // clauses read so far
 }
 
 // ReadDatabase reads the databases of dpkg, with the packages' copyright files, of
-// apk and of pacman in a tree. RPM's is not read, but noted. A tree without a database has no packages; a database that lists one
-// twice is an error. Copyright files that are missing, too large or not
-// machine-readable are no error: the package has no License then.
+// apk, of pacman and of RPM in a tree. A tree without a database has no packages; a database that lists one
+// twice is an error. One of RPM that cannot be read whole is Unread. Copyright files
+// that are missing, too large or not machine-readable are no error: the package has no
+// License then.
 func ReadDatabase(t *tree.Tree) (*Database, error) {
 	db, err := ListPackages(t)
 	if err != nil {
@@ -108,10 +113,9 @@ func ListPackages(t *tree.Tree) (*Database, error) {
 			return nil, fmt.Errorf("package database: %w", err)
 		}
 	}
-	if err := cmp.Or(db.readAlpine(t), db.readArch(t)); err != nil {
+	if err := cmp.Or(db.readAlpine(t), db.readArch(t), db.readRPM(t)); err != nil {
 		return nil, fmt.Errorf("package database: %w", err)
 	}
-	db.Unread = unread(t)
 	slices.SortFunc(db.Packages, comparePackages)
 	for i := 1; i < len(db.Packages); i++ {
 		if p := &db.Packages[i]; comparePackages(db.Packages[i-1], *p) == 0 {
@@ -123,7 +127,11 @@ func ListPackages(t *tree.Tree) (*Database, error) {
 }
 
 func comparePackages(a, b Package) int {
-	return cmp.Or(strings.Compare(a.Name, b.Name), strings.Compare(a.Arch, b.Arch), strings.Compare(a.kind, b.kind))
+	c := cmp.Or(strings.Compare(a.Name, b.Name), strings.Compare(a.Arch, b.Arch), strings.Compare(a.kind, b.kind))
+	if c == 0 && a.kind == kindRPM { // several versions of a kernel may be installed
+		return strings.Compare(a.Version, b.Version)
+	}
+	return c
 }
 
 // readOptional is tree.ReadFile, nil for a file that is not there.

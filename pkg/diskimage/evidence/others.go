@@ -3,7 +3,6 @@ package evidence
 import (
 	"fmt"
 	"path"
-	"slices"
 	"strings"
 
 	"github.com/imgpipe/imgpipe/pkg/diskimage/tree"
@@ -14,6 +13,7 @@ const (
 	kindDebian = "deb"
 	kindAlpine = "apk"
 	kindArch   = "alpm"
+	kindRPM    = "rpm"
 )
 
 // add appends a package that is whole, within bounds.
@@ -120,20 +120,4 @@ func plainNames(s string) (out []string) {
 		}
 	}
 	return out
-}
-
-// rpmDatabases are where RPM keeps its own, in the three formats that it has had.
-var rpmDatabases = []string{"/usr/lib/sysimage/rpm/rpmdb.sqlite", "/usr/lib/sysimage/rpm/Packages.db", "/usr/lib/sysimage/rpm/Packages",
-	"/var/lib/rpm/rpmdb.sqlite", "/var/lib/rpm/Packages.db", "/var/lib/rpm/Packages"}
-
-// unread names a database of packages that is not read here.
-func unread(t *tree.Tree) string {
-	i := slices.IndexFunc(rpmDatabases, func(p string) bool {
-		real, err := t.Resolve(p)
-		return err == nil && t.Get(real) != nil
-	})
-	if i < 0 {
-		return ""
-	}
-	return rpmDatabases[i]
 }

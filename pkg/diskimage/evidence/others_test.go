@@ -90,15 +90,6 @@ func TestArchPackages(t *testing.T) {
 	checkSBOM(t, db, "SPDXRef-alpm-bash-x86-64", "GNU Bourne Again")
 }
 
-// What is not read is said, not passed over.
-func TestRPMPackagesAreNotClaimed(t *testing.T) {
-	db, err := ReadDatabase(other(t, map[string]string{"/usr/lib/sysimage/rpm/rpmdb.sqlite": "SQLite format 3", "/etc/os-release": "ID=fedora\nVERSION_ID=41\n"}))
-	if err != nil || len(db.Packages) != 0 {
-		t.Fatalf("packages %+v, %v", db.Packages, err)
-	}
-	checkSBOM(t, db, "rpmdb.sqlite, which was not read: they are not listed")
-}
-
 func checkSBOM(t *testing.T, db *Database, words ...string) {
 	t.Helper()
 	b, err := SBOM(&Contents{Image: Image{Name: "x", Version: "1", Arch: "amd64", Disk: diskimage.DigestOf([]byte("x"))}, Database: db})

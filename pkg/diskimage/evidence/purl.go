@@ -11,17 +11,22 @@ import (
 //	pkg:deb/debian/openssh-server@1:9.2p1-2%2Bdeb12u7?arch=amd64&distro=debian-12&upstream=openssh
 //	pkg:apk/alpine/busybox@1.36.1-r29?arch=x86_64&distro=alpine-3.20.3
 //	pkg:alpm/arch/pacman@7.0.0-3?arch=x86_64&distro=arch
+//	pkg:rpm/fedora/openssl-libs@3.2.4-1.fc41?arch=x86_64&distro=fedora-41&epoch=1&upstream=openssl-3.2.4-1.fc41.src.rpm
 //
-// (package-url specification, types deb, apk and alpm). upstream, which scanners look for, names
-// the source package where it has another name or version.
+// (package-url specification, types deb, apk, alpm and rpm). upstream, which scanners look for, names
+// the source package where it has another name or version; of RPM always its file.
 func (p *Package) PURL(os OS) string {
 	kind := cmp.Or(p.kind, kindDebian)
-	vendor := cmp.Or(os.ID, map[string]string{kindDebian: "debian", kindAlpine: "alpine", kindArch: "arch"}[kind])
+	vendor := cmp.Or(os.ID, map[string]string{kindDebian: "debian", kindAlpine: "alpine", kindArch: "arch", kindRPM: "rpm"}[kind])
 	var b strings.Builder
-	b.WriteString("pkg:" + kind + "/" + escape(vendor) + "/" + escape(strings.ToLower(p.Name)) + "@" + escape(p.Version))
+	name, version := strings.ToLower(p.Name), p.Version
+	if kind == kindRPM { // whose names have a case
+		name, version = p.Name, strings.TrimPrefix(p.Version, p.epoch+":")
+	}
+	b.WriteString("pkg:" + kind + "/" + escape(strings.ToLower(vendor)) + "/" + escape(name) + "@" + escape(version))
 	sep := "?"
 	for _, q := range []struct{ key, value string }{ // in the order of their keys
-		{"arch", p.Arch}, {"distro", os.Distro()}, {"upstream", p.upstream()},
+		{"arch", p.Arch}, {"distro", os.Distro()}, {"epoch", p.epoch}, {"upstream", p.upstream()},
 	} {
 		if q.value != "" {
 			b.WriteString(sep + q.key + "=" + escape(q.value))
@@ -33,6 +38,8 @@ func (p *Package) PURL(os OS) string {
 
 func (p *Package) upstream() string {
 	switch {
+	case p.kind == kindRPM:
+		return p.sourceFile
 	case p.SourceVersion != "" && p.SourceVersion != p.Version:
 		return p.Source + "@" + p.SourceVersion
 	case p.Source != p.Name:

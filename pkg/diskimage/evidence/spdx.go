@@ -234,7 +234,7 @@ func (d *sbom) system() {
 	os := spdxPackage{SPDXID: idOS, Name: cmp.Or(db.OS.ID, "debian"), VersionInfo: cmp.Or(db.OS.Version, db.OS.Codename),
 		Purpose: "OPERATING_SYSTEM", Summary: db.OS.Name}
 	if db.Unread != "" {
-		os.Comment = "Its packages are in a database of RPM, " + db.Unread + ", which was not read: they are not listed."
+		os.Comment = "Its packages are in a database of RPM, " + db.Unread + ", which could not be read (" + db.Reason + "): they are not listed."
 	}
 	d.add(os)
 	d.relate(idImage, "CONTAINS", idOS)
@@ -259,13 +259,16 @@ func (d *sbom) system() {
 func (d *sbom) systemPackage(p *Package) {
 	out := spdxPackage{
 		SPDXID: packageID(p), Name: p.Name, VersionInfo: p.Version,
-		Supplier: agent(p.Maintainer), Originator: agent(p.Original),
+		Supplier: supplier(p), Originator: agent(p.Original),
 		LicenseDeclared: p.License.Expression, Summary: p.Summary, Homepage: homepage(p.Homepage),
 		SourceInfo:   fmt.Sprintf("built from source package %s %s", p.Source, cmp.Or(p.SourceVersion, p.Version)),
 		ExternalRefs: []spdxExternal{{Category: "PACKAGE-MANAGER", Type: "purl", Locator: p.PURL(d.of.Database.OS)}},
 	}
 	if m := p.License.Mentions; len(m) > 0 {
 		out.LicenseComments = "The copyright file is not machine-readable. It mentions " + strings.Join(m, ", ") + " of /usr/share/common-licenses."
+	}
+	if p.LicenseWords != "" {
+		out.LicenseComments = "The package's header has: " + p.LicenseWords
 	}
 	if !p.Archive.IsZero() {
 		out.Checksums = []spdxChecksum{{"SHA256", p.Archive.Hex()}}
@@ -280,6 +283,9 @@ func (d *sbom) systemPackage(p *Package) {
 // SPDX allows get a digest of what they are.
 func packageID(p *Package) string {
 	name := p.Name + "-" + p.Arch
+	if p.kind == kindRPM {
+		name = p.Name + "-" + p.Version + "-" + p.Arch // several versions of one may be there
+	}
 	id := idString(name, len(name))
 	if id != name {
 		id += "-" + diskimage.DigestOf([]byte(name)).Hex()[:8]
@@ -358,7 +364,7 @@ func (d *sbom) programs() {
 		}
 		from := d.named(b.From)
 		if len(from) > 0 {
-			p.VersionInfo, p.Supplier, p.LicenseDeclared = from[0].Version, agent(from[0].Maintainer), from[0].License.Expression
+			p.VersionInfo, p.Supplier, p.LicenseDeclared = from[0].Version, supplier(from[0]), from[0].License.Expression
 		}
 		d.add(p)
 		whole := idImage
@@ -399,7 +405,7 @@ func (d *sbom) files() {
 				i = len(d.Packages)
 				d.place[""] = i
 				d.add(spdxPackage{SPDXID: idUnpackaged, Name: d.of.Image.Name + " (unpackaged)", VersionInfo: d.of.Image.Version, Purpose: "OTHER",
-					Comment: "Files of which no list of dpkg's says whose they are: made by maintainer scripts, by the build, and by the recipe, or of packages of another kind."})
+					Comment: "Files of which no list of dpkg's or RPM's says whose they are: made by maintainer scripts, by the build, and by the recipe, or of packages of another kind."})
 				d.relate(idImage, "CONTAINS", idUnpackaged)
 			}
 		}

@@ -26,6 +26,7 @@ var rules = []struct {
 	{pkg: "pkg/diskimage/content", banned: []string{"net/http", "os/exec", module + "pkg/diskimage/recipe", module + "pkg/diskimage/build", module + "pkg/diskimage/diff"}, why: "files are read from bytes, whoever brings them"},
 	{pkg: "pkg/diskimage/evidence", banned: []string{module + "pkg/diskimage/recipe", module + "pkg/diskimage/packages", module + "pkg/diskimage/build",
 		module + "pkg/diskimage/customize", module + "pkg/diskimage/boot", "os/exec", "net/http"}, why: "evidence says what it is told, and reads trees"},
+	{pkg: "pkg/diskimage/rpmdb", banned: []string{"*.*"}, why: "a database is bytes, and who resolves paths hands them in"},
 	{pkg: "pkg/diskimage/boot/authenticode", banned: []string{"golang.org/...", "github.com/klauspost/...", module + "pkg/diskimage/tree"}, why: "a signature needs the standard library and a disk's bytes"},
 	{pkg: "pkg/diskimage/boot/grub", banned: []string{module + "pkg/...", "os/exec"}, why: "GRUB is put together of bytes"},
 	{pkg: "pkg/deliver/agent/efi", banned: []string{module + "pkg/deliver", module + "pkg/deliver/netboot/...", module + "pkg/diskimage/boot/..."}, why: "boot entries are decided on variables and a partition alone"},
