@@ -27,38 +27,20 @@ import (
 
 	"github.com/imgpipe/imgpipe/cmd/internal/ui"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/base"
+	"github.com/imgpipe/imgpipe/pkg/diskimage/disktest"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/tree"
 	"github.com/imgpipe/imgpipe/pkg/oci/ocitest"
 )
 
 var layerTime = time.Date(2026, 10, 1, 12, 0, 0, 0, time.UTC)
 
-// tarOf is a tar of headers; a file's content is its Linkname.
+// tarOf is disktest.Tar with the time of layers.
 func tarOf(t *testing.T, headers ...tar.Header) []byte {
 	t.Helper()
-	var b bytes.Buffer
-	w := tar.NewWriter(&b)
-	for _, h := range headers {
-		h.ModTime, h.Format = layerTime, tar.FormatPAX
-		content := ""
-		if h.Typeflag == tar.TypeReg {
-			content, h.Linkname = h.Linkname, ""
-			h.Size = int64(len(content))
-		}
-		if h.Mode == 0 {
-			h.Mode = 0o644
-		}
-		if err := w.WriteHeader(&h); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := io.WriteString(w, content); err != nil {
-			t.Fatal(err)
-		}
+	for i := range headers {
+		headers[i].ModTime, headers[i].Format = layerTime, tar.FormatPAX
 	}
-	if err := w.Close(); err != nil {
-		t.Fatal(err)
-	}
-	return b.Bytes()
+	return disktest.Tar(t, headers...)
 }
 
 // nasty are layers with all that is hard about layers.

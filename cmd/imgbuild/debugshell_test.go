@@ -1,7 +1,6 @@
 package main
 
 import (
-	"archive/tar"
 	"bytes"
 	"context"
 	"fmt"
@@ -15,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/imgpipe/imgpipe/pkg/diskimage/disktest"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/sandbox"
 )
 
@@ -49,25 +49,10 @@ func openPty(t *testing.T) (outer, inner *os.File) {
 // shellRecipe writes a recipe whose step fails, on a base of busybox.
 func shellRecipe(t *testing.T) string {
 	t.Helper()
-	var headers []tar.Header
-	libraries, _ := exec.Command("ldd", "/bin/busybox").Output() // a static one has none
-	for word := range strings.FieldsSeq("/bin/busybox " + string(libraries)) {
-		if !strings.HasPrefix(word, "/") {
-			continue
-		}
-		b, err := os.ReadFile(word)
-		if err != nil {
-			t.Skip("apt-get install busybox: ", err)
-		}
-		headers = append(headers, tar.Header{Typeflag: tar.TypeReg, Name: word[1:], Linkname: string(b), Mode: 0o755})
-	}
-	for _, name := range []string{"sh", "cat", "sleep", "stty"} {
-		headers = append(headers, tar.Header{Typeflag: tar.TypeSymlink, Name: "bin/" + name, Linkname: "busybox", Mode: 0o777})
-	}
-	headers = append(headers, tar.Header{Typeflag: tar.TypeReg, Name: "etc/passwd", Linkname: "root:x:0:0:root:/root:/bin/sh\n"},
-		tar.Header{Typeflag: tar.TypeReg, Name: "etc/group", Linkname: "root:x:0:\n"})
 	dir := t.TempDir()
-	for name, b := range map[string][]byte{"base.tar": tarOf(t, headers...), "token": []byte("a secret value"), "recipe.yaml": []byte(`version: 1
+	disktest.WriteTar(t, filepath.Join(dir, "base.tar"), disktest.Busybox(t, time.Unix(0, 0), "cat sleep stty", map[string]string{
+		"/etc/passwd": "root:x:0:0:root:/root:/bin/sh\n", "/etc/group": "root:x:0:\n"}))
+	for name, b := range map[string][]byte{"token": []byte("a secret value"), "recipe.yaml": []byte(`version: 1
 kind: DiskImage
 name: broken
 release: "1"

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -13,12 +12,10 @@ import (
 
 	"github.com/klauspost/compress/zstd"
 	"github.com/urfave/cli/v2"
-	"golang.org/x/sys/unix"
 
 	"github.com/imgpipe/imgpipe/cmd/internal/ui"
 	"github.com/imgpipe/imgpipe/pkg/diskimage"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/foreign"
-	"github.com/imgpipe/imgpipe/pkg/diskimage/virtdisk"
 	"github.com/imgpipe/imgpipe/pkg/oci"
 )
 
@@ -93,7 +90,12 @@ func runImport(c *cli.Context) (err error) {
 		return ui.Fail(ui.ExitTarget, fmt.Errorf("--output %s: %w", o.ref, err), "")
 	}
 	defer func() { err = errors.Join(err, dir.Close()) }()
-	source, err := openSource(c, talk, file)
+	read := talk.Step("read").Counts("read")
+	source, err := openSource(c, c.Args().First(), file, read.Set)
+	if err == nil {
+		read.Note(strings.Trim(source.Format+", "+source.Compression, ", "))
+	}
+	read.End(err)
 	if err != nil {
 		return err
 	}
@@ -226,56 +228,6 @@ func stem(path string) string {
 			return name
 		}
 	}
-}
-
-// openFile opens the command's FILE.
-func openFile(path string) (*os.File, error) {
-	if path == "-" {
-		return os.Stdin, nil
-	}
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, ui.Fail(ui.ExitSource, err, "")
-	}
-	if info, err := f.Stat(); err == nil && info.IsDir() {
-		return nil, ui.Fail(ui.ExitSource, errors.Join(fmt.Errorf("%s is a directory", path), f.Close()), "")
-	}
-	return f, nil
-}
-
-// openSource opens the disk that is in f.
-func openSource(c *cli.Context, talk *ui.Talk, f *os.File) (*foreign.Source, error) {
-	step := talk.Step("read").Counts("read")
-	s, err := foreign.Open(c.Context, f, foreign.OpenOptions{Scratch: c.String("scratch"), Progress: step.Set})
-	if err == nil {
-		step.Note(strings.Trim(s.Format+", "+s.Compression, ", "))
-	}
-	step.End(err)
-	return s, openError(c.Args().First(), err)
-}
-
-// openError says what to do about a file that is no disk that import reads.
-func openError(path string, err error) error {
-	if err == nil {
-		return nil
-	}
-	hint := ""
-	if e, ok := errors.AsType[*foreign.UnsupportedError](err); ok {
-		if hint = "import the disk that is in it"; e.Convert {
-			hint = fmt.Sprintf("qemu-img convert -O qcow2 %s disk.qcow2, and import that", path)
-		}
-		return ui.Fail(ui.ExitSource, fmt.Errorf("%s %w", path, err), hint)
-	}
-	switch {
-	case errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EFBIG):
-		return ui.Fail(ui.ExitOther, fmt.Errorf("%s: %w", path, err), "name a folder with more room by --scratch")
-	case errors.Is(err, io.ErrUnexpectedEOF):
-		err = fmt.Errorf("%w: the file is cut short", err)
-	}
-	if errors.Is(err, virtdisk.ErrBacking) || errors.Is(err, virtdisk.ErrExternal) {
-		hint = fmt.Sprintf("qemu-img convert -O qcow2 %s whole.qcow2, where the other file is, and import that", path)
-	}
-	return ui.Fail(ui.ExitSource, fmt.Errorf("%s: %w", path, err), hint)
 }
 
 // look finds out what the disk is, and completes the config.

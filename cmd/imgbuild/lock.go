@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -24,6 +25,7 @@ import (
 	"github.com/imgpipe/imgpipe/pkg/diskimage/recipe"
 	"github.com/imgpipe/imgpipe/pkg/oci"
 	"github.com/imgpipe/imgpipe/pkg/oci/buildcache"
+	"github.com/imgpipe/imgpipe/pkg/oci/remote"
 )
 
 func lockCommand() *cli.Command {
@@ -83,8 +85,10 @@ func readLock(name string) (*lock.File, error) {
 
 // openedLock is a lock with the places that have its packages.
 type openedLock struct {
-	file  *lock.File
-	repos []oci.Repository
+	file   *lock.File
+	repos  []oci.Repository
+	client *http.Client // of what no mirror has; it must not wait for ever
+	silent sync.Map     // hosts that it waited for in vain: hundreds of packages would wait as long each
 }
 
 // obeyedLock reads the lock that build --locked obeys.
@@ -101,10 +105,13 @@ func obeyedLock(c *cli.Context, x recipe.Combination, opener *refs.Opener) (*ope
 	return openMirrors(c, name, f, opener)
 }
 
-// openMirrors opens the places that have a lock's packages. One that cannot be
-// opened is a warning.
+// openMirrors opens the places that have a lock's packages, of no lock none. One that
+// cannot be opened is a warning.
 func openMirrors(c *cli.Context, name string, f *lock.File, opener *refs.Opener) (*openedLock, error) {
-	l := &openedLock{file: f}
+	l := &openedLock{file: f, client: &http.Client{Transport: remote.NewTransport(remote.Options{})}}
+	if f == nil {
+		return l, nil
+	}
 	for _, text := range f.Mirrors {
 		ref, err := refs.Parse(text)
 		if err != nil {
@@ -134,7 +141,7 @@ func (l *openedLock) fetch(ctx context.Context, p packages.Locked) (io.ReadClose
 	if !strings.HasPrefix(p.URL, "http") {
 		return nil, errors.Join(append(errs, errors.New("no mirror has it"))...)
 	}
-	body, err := download(ctx, p.URL)
+	body, err := l.download(ctx, p.URL)
 	if err != nil {
 		return nil, errors.Join(append(errs, err)...)
 	}
@@ -142,19 +149,45 @@ func (l *openedLock) fetch(ctx context.Context, p packages.Locked) (io.ReadClose
 }
 
 // download opens the package at its URL.
-func download(ctx context.Context, url string) (io.ReadCloser, error) {
+func (l *openedLock) download(ctx context.Context, url string) (io.ReadCloser, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
 		return nil, err
 	}
-	resp, err := http.DefaultClient.Do(req)
+	if err, silent := l.silent.Load(req.URL.Host); silent {
+		return nil, fmt.Errorf("%s is not asked: %w", url, err.(error))
+	}
+	resp, err := l.client.Do(req)
 	if err != nil {
-		return nil, err
+		return nil, l.heard(req, err)
 	}
 	if resp.StatusCode != http.StatusOK {
 		return nil, errors.Join(fmt.Errorf("%s: %s", url, resp.Status), resp.Body.Close())
 	}
-	return resp.Body, nil
+	return &downloaded{resp.Body, l, req}, nil
+}
+
+// heard remembers the host of a request that it did not answer.
+func (l *openedLock) heard(req *http.Request, err error) error {
+	if errors.Is(err, remote.ErrStalled) {
+		l.silent.LoadOrStore(req.URL.Host, err)
+	}
+	return err
+}
+
+// downloaded is a body whose errors name its URL.
+type downloaded struct {
+	io.ReadCloser
+	lock *openedLock
+	req  *http.Request
+}
+
+func (d *downloaded) Read(p []byte) (int, error) {
+	n, err := d.ReadCloser.Read(p)
+	if err != nil && err != io.EOF {
+		err = d.lock.heard(d.req, fmt.Errorf("%s: %w", d.req.URL, err))
+	}
+	return n, err
 }
 
 func runLock(c *cli.Context) (err error) {
@@ -184,11 +217,9 @@ func runLock(c *cli.Context) (err error) {
 	o := build.Options{
 		CacheDir: cache, WorkDir: c.String("scratch"), Env: proxies(), Progress: (&buildSteps{talk: talk}).event, Now: time.Now, Bases: bases(c),
 	}
-	mirrors := &openedLock{}
-	if old != nil {
-		if mirrors, err = openMirrors(c, name, old, opener); err != nil {
-			return err
-		}
+	mirrors, err := openMirrors(c, name, old, opener)
+	if err != nil {
+		return err
 	}
 	o.FetchPackage = mirrors.fetch
 	how := build.ResolveOptions{Previous: old, Update: c.StringSlice("update"), Upgrade: c.Bool("upgrade")}

@@ -3,19 +3,26 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"io"
 	"log"
+	"net/http"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/google/go-containerregistry/pkg/registry"
 
 	"github.com/imgpipe/imgpipe/cmd/internal/ui"
+	"github.com/imgpipe/imgpipe/pkg/diskimage"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/lock"
+	"github.com/imgpipe/imgpipe/pkg/diskimage/packages"
 	"github.com/imgpipe/imgpipe/pkg/oci/ocitest"
+	"github.com/imgpipe/imgpipe/pkg/oci/remote"
 )
 
 // imgbuild runs a command, and returns what it prints.
@@ -206,5 +213,36 @@ func (l *locking) failsClosed(plain []byte, faults *ocitest.Faults) {
 	faults.Reset()
 	if err := os.WriteFile(name, mirrored, 0o644); err != nil {
 		l.Fatal(err)
+	}
+}
+
+// A server of packages that accepts and then says nothing, at once or in the middle of
+// a package, is given up, and not waited for again for the next package.
+func TestASilentServerOfPackages(t *testing.T) {
+	var asked atomic.Int64
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		asked.Add(1)
+		if r.URL.Path == "/half.deb" {
+			w.Header().Set("Content-Length", "1000000")
+			_, _ = w.Write(make([]byte, 500000))
+			_ = http.NewResponseController(w).Flush()
+		}
+		<-r.Context().Done()
+	}))
+	defer server.Close()
+	for name, quote := range map[string]string{"/nothing.deb": `"`, "/half.deb": ""} { // net/http's errors quote it
+		l := &openedLock{client: &http.Client{Transport: remote.NewTransport(remote.Options{Stall: 100 * time.Millisecond})}}
+		p := packages.Locked{Name: "silent", Version: "1", Digest: diskimage.DigestOf([]byte(name)), Size: 1000000, URL: server.URL + name}
+		for _, want := range []string{p.URL + quote + ": stalled: no progress for 100ms", p.URL + " is not asked: "} {
+			before := asked.Load()
+			err := baseError(packages.Obtain(t.Context(), t.TempDir(), []packages.Locked{p}, l.fetch))
+			e, ok := errors.AsType[*ui.Error](err)
+			if !ok || e.Code != ui.ExitSource || !strings.Contains(e.Hint, "mirror") || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), "silent 1") {
+				t.Errorf("%s: want %q, got %#v: %v", name, want, e, err)
+			}
+			if again := strings.Contains(want, "not asked"); again != (asked.Load() == before) {
+				t.Errorf("%s: %d requests, before that %d", want, asked.Load(), before)
+			}
+		}
 	}
 }

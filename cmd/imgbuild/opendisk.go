@@ -70,13 +70,13 @@ func openDisk(c *cli.Context, text string) (*openedDisk, error) {
 
 // openDiskFile opens a disk that another tool made: raw, qcow2, …, compressed or not.
 func openDiskFile(c *cli.Context, name string) (*openedDisk, error) {
-	f, err := os.Open(name)
+	f, err := openFile(name)
 	if err != nil {
-		return nil, ui.Fail(ui.ExitSource, err, "")
+		return nil, err
 	}
-	source, err := foreign.Open(c.Context, f, foreign.OpenOptions{})
+	source, err := openSource(c, name, f, nil)
 	if err != nil {
-		return nil, ui.Fail(ui.ExitSource, errors.Join(fmt.Errorf("%s: %w", name, err), f.Close()), "")
+		return nil, errors.Join(err, f.Close())
 	}
 	s := foreign.Look(source, foreign.SectorSize(source, source.Size()))
 	d := &openedDisk{reference: name, closers: []io.Closer{source, f}}

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -224,24 +223,12 @@ func signedImage(t *testing.T, dir, tag string) *sign.Trust {
 	defer d.Close()
 	b, _, err := d.Manifest(t.Context(), tag)
 	if err == nil {
-		_, err = sign.Sign(t.Context(), d, diskimage.DigestOf(b), testKey{key, private}, sign.Options{})
+		_, err = sign.Sign(t.Context(), d, diskimage.DigestOf(b), cmdtest.Signer{Public: key, Private: private}, sign.Options{})
 	}
 	if err != nil {
 		t.Fatal(err)
 	}
 	return sign.TrustKeys(key)
-}
-
-type testKey struct {
-	key     *sign.Key
-	private crypto.Signer
-}
-
-func (k testKey) Key() *sign.Key { return k.key }
-
-func (k testKey) Sign(_ context.Context, message []byte) ([]byte, error) {
-	sum := sha256.Sum256(message)
-	return k.private.Sign(rand.Reader, sum[:], crypto.SHA256)
 }
 
 // diskSize is that of a machine's disk, a raw file.

@@ -217,10 +217,11 @@ func (s *source) follow(ctx context.Context, server *netboot.Server, sites <-cha
 			log.Error("environment: machines get none until it is there", "ref", now.Environment.Ref, "error", err)
 			again = time.After(environmentAgain)
 		case !fresh:
+			server.SetEnvironment(env) // before the log says that it is there
 			log.Warn("environment: as it was verified before", "ref", now.Environment.Ref, "digest", env.Digest, "error", err)
-			server.SetEnvironment(env)
 			again = time.After(environmentAgain)
 		default:
+			server.SetEnvironment(env)
 			log.Info("environment", "ref", now.Environment.Ref, "digest", env.Digest, "name", env.Name, "version", env.Version)
 			if _, signed := env.Files[netboot.LocalFile]; !signed {
 				for _, m := range now.Machines {
@@ -230,7 +231,6 @@ func (s *source) follow(ctx context.Context, server *netboot.Server, sites <-cha
 					}
 				}
 			}
-			server.SetEnvironment(env)
 		}
 	}
 }

@@ -163,42 +163,15 @@ func (c *crashFS) powerLoss(t *testing.T, lose func() bool) {
 	}
 }
 
-// At whatever operation packing and publishing stops, and whatever a power
-// loss then undoes, the tag names the old image or the new one, whole.
-func TestCrashLeavesTheOldOrTheNewImage(t *testing.T) {
-	ctx := context.Background()
-	disks := [][]byte{randomDisk(1, 120<<10), randomDisk(2, 120<<10)}
-	o := PackOptions{Workers: 1, chunkSize: 16 << 10, segmentSize: 64 << 10}
-	update := func(dir string, fsys atomicfile.FS) error {
-		d, err := createDir(ctx, dir, fsys)
-		if err != nil {
-			return err
-		}
-		defer d.Close()
-		p, err := Pack(ctx, sparse(disks[1], 4096), testConfig(), d, o)
-		if err != nil {
-			return err
-		}
-		return d.Publish(ctx, p.Descriptor, "v1")
-	}
-	base := filepath.Join(t.TempDir(), "base")
-	d, err := createDir(ctx, base, unsynced{atomicfile.OS})
-	if err != nil {
-		t.Fatal(err)
-	}
-	mustPack(t, d, sparse(disks[0], 4096), o, "v1")
-	if err := d.Close(); err != nil {
-		t.Fatal(err)
-	}
-	sawOld, sawNew := 0, 0
+// everyCrash has act stop at each of its operations, until it does not stop any more, three
+// times: killed, with a power loss that undoes all it can, and with one that undoes some.
+// judge looks at what is left, and is told when that was and what act returned.
+func everyCrash(t *testing.T, act func(atomicfile.FS) error, judge func(when string, err error)) {
+	t.Helper()
 	for stop, finished := 0, false; !finished; stop++ {
 		for variant := range 3 {
-			dir := filepath.Join(t.TempDir(), "layout")
-			if err := os.CopyFS(dir, os.DirFS(base)); err != nil {
-				t.Fatal(err)
-			}
 			fsys := newCrashFS(stop)
-			err := update(dir, fsys)
+			err := act(fsys)
 			finished = err == nil
 			if err != nil && !errors.Is(err, errCrash) {
 				t.Fatalf("operation %d: %v", stop, err)
@@ -210,26 +183,62 @@ func TestCrashLeavesTheOldOrTheNewImage(t *testing.T) {
 			case 2:
 				fsys.powerLoss(t, func() bool { return rnd.IntN(2) == 0 })
 			}
-
-			a := mustOpen(t, &Dir{path: dir}, "v1")
-			got := readAll(t, a.Disk(ctx))
-			switch {
-			case bytes.Equal(got, disks[1]):
-				sawNew++
-			case bytes.Equal(got, disks[0]) && !finished:
-				sawOld++
-			default:
-				t.Fatalf("operation %d, variant %d (update: %v): the tag names neither the old nor the new image", stop, variant, err)
-			}
-			if err := a.VerifyBlobs(ctx); err != nil {
-				t.Fatalf("operation %d, variant %d: %v", stop, variant, err)
-			}
-			if err := a.Close(); err != nil {
-				t.Fatal(err)
-			}
-			checkCollects(t, dir)
+			judge(fmt.Sprintf("operation %d, variant %d (%v)", stop, variant, err), err)
 		}
 	}
+}
+
+// At whatever operation packing and publishing stops, and whatever a power
+// loss then undoes, the tag names the old image or the new one, whole.
+func TestCrashLeavesTheOldOrTheNewImage(t *testing.T) {
+	ctx := context.Background()
+	disks := [][]byte{randomDisk(1, 120<<10), randomDisk(2, 120<<10)}
+	o := PackOptions{Workers: 1, chunkSize: 16 << 10, segmentSize: 64 << 10}
+	base := filepath.Join(t.TempDir(), "base")
+	d, err := createDir(ctx, base, unsynced{atomicfile.OS})
+	if err != nil {
+		t.Fatal(err)
+	}
+	mustPack(t, d, sparse(disks[0], 4096), o, "v1")
+	if err := d.Close(); err != nil {
+		t.Fatal(err)
+	}
+	sawOld, sawNew := 0, 0
+	var dir string
+	everyCrash(t, func(fsys atomicfile.FS) error {
+		dir = filepath.Join(t.TempDir(), "layout")
+		if err := os.CopyFS(dir, os.DirFS(base)); err != nil {
+			t.Fatal(err)
+		}
+		d, err := createDir(ctx, dir, fsys)
+		if err != nil {
+			return err
+		}
+		defer d.Close()
+		p, err := Pack(ctx, sparse(disks[1], 4096), testConfig(), d, o)
+		if err != nil {
+			return err
+		}
+		return d.Publish(ctx, p.Descriptor, "v1")
+	}, func(when string, err error) {
+		a := mustOpen(t, &Dir{path: dir}, "v1")
+		got := readAll(t, a.Disk(ctx))
+		switch {
+		case bytes.Equal(got, disks[1]):
+			sawNew++
+		case bytes.Equal(got, disks[0]) && err != nil:
+			sawOld++
+		default:
+			t.Fatalf("%s: the tag names neither the old nor the new image", when)
+		}
+		if err := a.VerifyBlobs(ctx); err != nil {
+			t.Fatalf("%s: %v", when, err)
+		}
+		if err := a.Close(); err != nil {
+			t.Fatal(err)
+		}
+		checkCollects(t, dir)
+	})
 	if sawOld < 10 || sawNew == 0 {
 		t.Errorf("saw the old image %d times and the new one %d times", sawOld, sawNew)
 	}

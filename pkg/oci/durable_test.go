@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"strings"
@@ -144,30 +143,20 @@ func TestAcknowledgedSurvivesCrashes(t *testing.T) {
 		}
 		return acked, nil
 	}
-	for stop, finished := 0, false; !finished; stop++ {
-		for variant := range 3 {
-			root := t.TempDir()
-			fsys := newCrashFS(stop)
-			acked, err := steps(root, fsys)
-			finished = err == nil
-			if err != nil && !errors.Is(err, errCrash) {
-				t.Fatalf("operation %d: %v", stop, err)
-			}
-			rnd := rand.New(rand.NewPCG(uint64(stop), uint64(variant)))
-			switch variant {
-			case 1:
-				fsys.powerLoss(t, func() bool { return true })
-			case 2:
-				fsys.powerLoss(t, func() bool { return rnd.IntN(2) == 0 })
-			}
-			for _, repo := range []string{"a", "a/b/c"} {
-				checkAcknowledged(t, filepath.Join(root, repo), acked[repo], acked["tag"], repo == "a/b/c")
-			}
-			if t.Failed() {
-				t.Fatalf("operation %d, variant %d (%v)", stop, variant, err)
-			}
+	var root string
+	var acked map[string][]diskimage.Digest
+	everyCrash(t, func(fsys atomicfile.FS) (err error) {
+		root = t.TempDir()
+		acked, err = steps(root, fsys)
+		return err
+	}, func(when string, _ error) {
+		for _, repo := range []string{"a", "a/b/c"} {
+			checkAcknowledged(t, filepath.Join(root, repo), acked[repo], acked["tag"], repo == "a/b/c")
 		}
-	}
+		if t.Failed() {
+			t.Fatal(when)
+		}
+	})
 }
 
 func checkAcknowledged(t *testing.T, path string, blobs, tag []diskimage.Digest, tagged bool) {

@@ -1,15 +1,15 @@
 package oci
 
 import (
-	"bufio"
 	"bytes"
 	"context"
 	"fmt"
 	"math/rand/v2"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"testing"
+
+	"github.com/imgpipe/imgpipe/pkg/oci/ocitest"
 )
 
 const killHelper = "IMGPIPE_TEST_PUBLISH_INTO"
@@ -46,26 +46,13 @@ func TestKilledPublisherLeavesAWholeImage(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "layout")
 	rnd := rand.New(rand.NewPCG(5, 5))
 	for kill := range 8 {
-		cmd := exec.Command(os.Args[0], "-test.run=^TestPublishForever$")
-		cmd.Env = append(os.Environ(), killHelper+"="+path)
-		out, err := cmd.StdoutPipe()
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := cmd.Start(); err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { _ = cmd.Process.Kill() }) // it runs forever
-		lines := bufio.NewScanner(out)
-		for lines.Scan() && lines.Text() != "published" {
-		}
+		p := ocitest.Start(t, "TestPublishForever", killHelper+"="+path)
+		p.After(t, "published")
 		for range rnd.IntN(8) {
-			lines.Scan()
+			p.Lines.Scan()
 		}
-		if err := cmd.Process.Kill(); err != nil {
-			t.Fatal(err)
-		}
-		_ = cmd.Wait() // it was killed
+		p.Kill(t)
+		_ = p.Wait() // it was killed
 		a, err := Open(ctx, Ref{Dir: path, Tag: "v1"})
 		if err != nil {
 			t.Fatalf("kill %d: %v", kill, err)

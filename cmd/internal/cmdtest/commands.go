@@ -16,6 +16,7 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"github.com/imgpipe/imgpipe/pkg/diskimage"
+	"github.com/imgpipe/imgpipe/pkg/diskimage/disktest"
 	"github.com/imgpipe/imgpipe/pkg/oci"
 )
 
@@ -258,13 +259,12 @@ func lines(ts *testscript.TestScript, neg bool, args []string) {
 func loop(ts *testscript.TestScript, neg bool, args []string) {
 	usage(ts, !neg && len(args) >= 3 && len(args) <= 4, "loop VAR FILE SIZE [SECTOR]")
 	filled(ts, false, args[1:3])
-	sector := "512"
+	o := disktest.LoopOptions{Direct: true, Partitions: true}
 	if len(args) == 4 {
-		sector = args[3]
+		o.Sector = uint32(number(ts, args[3]))
 	}
-	out, err := exec.Command("losetup", "--find", "--show", "--partscan", "--direct-io=on", "--sector-size", sector, ts.MkAbs(args[1])).Output()
+	dev, detach, err := disktest.NewLoop(ts.MkAbs(args[1]), o)
 	ts.Check(err)
-	dev := strings.TrimSpace(string(out))
-	ts.Defer(func() { _ = exec.Command("losetup", "--detach", dev).Run() })
+	ts.Defer(detach)
 	ts.Setenv(args[0], dev)
 }

@@ -32,20 +32,22 @@ func mkkey(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Check(os.WriteFile(ts.MkAbs(args[0]+".pub"), key.PEM(), 0o644))
 }
 
-// fileKey signs with a key that mkkey made.
-type fileKey struct {
-	key     *sign.Key
-	private crypto.Signer
+// Signer signs images with a private key in memory.
+type Signer struct {
+	Public  *sign.Key
+	Private crypto.Signer
 }
 
-func (k fileKey) Key() *sign.Key { return k.key }
+// Key is whom signatures are believed by.
+func (k Signer) Key() *sign.Key { return k.Public }
 
-func (k fileKey) Sign(_ context.Context, message []byte) ([]byte, error) {
+// Sign signs as cosign does.
+func (k Signer) Sign(_ context.Context, message []byte) ([]byte, error) {
 	sum := sha256.Sum256(message)
-	return k.private.Sign(rand.Reader, sum[:], crypto.SHA256)
+	return k.Private.Sign(rand.Reader, sum[:], crypto.SHA256)
 }
 
-func openKey(ts *testscript.TestScript, name string) fileKey {
+func openKey(ts *testscript.TestScript, name string) Signer {
 	block, _ := pem.Decode([]byte(ts.ReadFile(name + ".key")))
 	if block == nil {
 		ts.Fatalf("%s.key: not PEM", name)
@@ -55,7 +57,7 @@ func openKey(ts *testscript.TestScript, name string) fileKey {
 	signer := private.(crypto.Signer)
 	key, err := sign.NewKey(name, signer.Public())
 	ts.Check(err)
-	return fileKey{key, signer}
+	return Signer{key, signer}
 }
 
 // signImage signs as imgbuild sign does.

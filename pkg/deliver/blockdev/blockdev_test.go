@@ -12,6 +12,7 @@ import (
 	"github.com/imgpipe/imgpipe/pkg/deliver/blockdev"
 	"github.com/imgpipe/imgpipe/pkg/deliver/delivertest"
 	"github.com/imgpipe/imgpipe/pkg/diskimage"
+	"github.com/imgpipe/imgpipe/pkg/diskimage/disktest"
 )
 
 func TestConformance(t *testing.T) {
@@ -40,16 +41,16 @@ func TestConformance(t *testing.T) {
 		})
 	})
 	for _, sector := range []int64{512, 4096} {
-		for _, direct := range []string{"--direct-io=off", "--direct-io=on"} {
-			t.Run(fmt.Sprintf("loop %d %s", sector, direct), func(t *testing.T) {
+		for _, direct := range []bool{false, true} {
+			t.Run(fmt.Sprintf("loop %d, direct %v", sector, direct), func(t *testing.T) {
 				delivertest.TestTarget(t, func(t *testing.T) deliver.Target {
-					dev := loop(t, rawFile(t, t.TempDir(), 8*mib), append(sectors(sector), direct)...)
+					dev := loopWith(t, rawFile(t, t.TempDir(), 8*mib), disktest.LoopOptions{Sector: uint32(sector), Direct: direct})
 					d := open(t, dev, blockdev.Options{})
 					if d.SectorSize() != sector || d.Size() != 8*mib {
 						t.Errorf("%d bytes in sectors of %d", d.Size(), d.SectorSize())
 					}
 					want := deliver.ReadDirect
-					if direct == "--direct-io=off" { // below the device is the cache of its file
+					if !direct { // below the device is the cache of its file
 						want = deliver.ReadCached
 					}
 					if _, mode := d.Reread(); mode != want {
@@ -76,7 +77,7 @@ func memoryDir(t *testing.T) string {
 func TestWritesReachTheFile(t *testing.T) {
 	for _, sector := range []int64{512, 4096} {
 		path := rawFile(t, t.TempDir(), 8*mib)
-		d := open(t, loop(t, path, sectors(sector)...), blockdev.Options{})
+		d := open(t, loopWith(t, path, disktest.LoopOptions{Sector: uint32(sector)}), blockdev.Options{})
 		want := bytes.Repeat([]byte{0xA5}, 8*mib)
 		for _, e := range []diskimage.Extent{{Off: 0, Len: sector}, {Off: mib, Len: 64 << 10}, {Off: 8*mib - 5*sector, Len: 5 * sector}} {
 			b := bytes.Repeat([]byte{byte(e.Off>>9) | 1}, int(e.Len))

@@ -15,6 +15,7 @@ import (
 	"github.com/imgpipe/imgpipe/pkg/deliver/blockdev"
 	"github.com/imgpipe/imgpipe/pkg/deliver/delivertest"
 	"github.com/imgpipe/imgpipe/pkg/diskimage"
+	"github.com/imgpipe/imgpipe/pkg/diskimage/disktest"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/gpt"
 )
 
@@ -96,7 +97,7 @@ func TestDeliver(t *testing.T) {
 				path := rawFile(t, t.TempDir(), size)
 				target, o := path, blockdev.Options{SectorSize: sector}
 				if kind == "loop" {
-					target = loop(t, path, append(sectors(sector), "--partscan", "--direct-io=on")...)
+					target = loopWith(t, path, disktest.LoopOptions{Sector: uint32(sector), Partitions: true, Direct: true})
 				}
 				d := open(t, target, o)
 				report := deliverTo(t, d, source, table)
@@ -145,7 +146,7 @@ func TestDeliverWhatMoved(t *testing.T) {
 				}
 				target := path
 				if kind == "loop" {
-					target = loop(t, path, append(sectors(sector), "--direct-io=on")...)
+					target = loopWith(t, path, disktest.LoopOptions{Sector: uint32(sector), Direct: true})
 				}
 				d := open(t, target, blockdev.Options{SectorSize: sector})
 				for i, on := range []int64{0, 4096, mib, -mib - 4096} {
@@ -171,7 +172,7 @@ func TestDeliverWhatMoved(t *testing.T) {
 func judge(t *testing.T, path, target, kind string, sector int64) {
 	t.Helper()
 	if kind == "file" {
-		target = loop(t, path, sectors(sector)...)
+		target = loopWith(t, path, disktest.LoopOptions{Sector: uint32(sector)})
 	}
 	if out := run(t, "sfdisk", "--dump", target); !strings.Contains(out, strings.ToUpper(diskimage.DeriveGUID("root").String())) {
 		t.Errorf("sfdisk does not see the table:\n%s", out)

@@ -8,12 +8,14 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/imgpipe/imgpipe/pkg/deliver"
 	"github.com/imgpipe/imgpipe/pkg/deliver/blockdev"
+	"github.com/imgpipe/imgpipe/pkg/diskimage/disktest"
 )
 
 const mib = 1 << 20
@@ -29,18 +31,30 @@ func rawFile(t *testing.T, dir string, size int64) string {
 }
 
 // loop attaches a file and returns the device.
-func loop(t *testing.T, path string, flags ...string) string {
+func loop(t *testing.T, path string) string {
 	t.Helper()
-	if os.Getuid() != 0 {
-		t.Skip("needs root for a loop device")
-	}
-	out, err := exec.Command("losetup", append(append([]string{"--find", "--show"}, flags...), path)...).CombinedOutput()
-	if err != nil {
-		t.Skipf("no loop device: %v: %s", err, out)
-	}
-	dev := strings.TrimSpace(string(out))
-	t.Cleanup(func() { run(t, "losetup", "--detach", dev) })
+	return loopWith(t, path, disktest.LoopOptions{})
+}
+
+func loopWith(t *testing.T, path string, o disktest.LoopOptions) string {
+	t.Helper()
+	dev, _ := disktest.Loop(t, path, o)
 	return dev
+}
+
+// lockAsQEMU holds a lock until the test ends: QEMU shares one byte from 100 on for each
+// permission that it uses.
+func lockAsQEMU(t *testing.T, path string) {
+	t.Helper()
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { f.Close() })
+	lock := unix.Flock_t{Type: unix.F_RDLCK, Start: 101, Len: 1}
+	if err := unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLK, &lock); err != nil {
+		t.Fatal(err)
+	}
 }
 
 func run(t *testing.T, name string, args ...string) string {
@@ -89,5 +103,3 @@ func refused(t *testing.T, path, why string) {
 		t.Errorf("%s: %v, want %q", path, err, why)
 	}
 }
-
-func sectors(n int64) []string { return []string{"--sector-size", strconv.FormatInt(n, 10)} }

@@ -5,10 +5,11 @@ package blockdev
 import (
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/imgpipe/imgpipe/pkg/diskimage/disktest"
 )
 
 // TestInUse is a table of mount tables and holders of one disk.
@@ -103,12 +104,7 @@ func TestStillTheSame(t *testing.T) {
 	if err := os.WriteFile(path, make([]byte, 1<<20), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	out, err := exec.Command("losetup", "--find", "--show", path).Output()
-	if err != nil {
-		t.Skipf("no loop device: %v", err)
-	}
-	dev := strings.TrimSpace(string(out))
-	t.Cleanup(func() { _ = exec.Command("losetup", "--detach", dev).Run() })
+	dev, _ := disktest.Loop(t, path, disktest.LoopOptions{})
 	f, err := os.Open(dev)
 	if err != nil {
 		t.Fatal(err)

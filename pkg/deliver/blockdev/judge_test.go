@@ -10,6 +10,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/imgpipe/imgpipe/pkg/diskimage/disktest"
 )
 
 // seen is a device as lsblk tells it.
@@ -152,20 +154,12 @@ func TestLsblkAgrees(t *testing.T) {
 
 // TestLsblkAgreesAboutLoops compares loop devices of this machine.
 func TestLsblkAgreesAboutLoops(t *testing.T) {
-	if os.Getuid() != 0 {
-		t.Skip("needs root for loop devices")
-	}
-	for _, flags := range [][]string{{"--sector-size", "512"}, {"--sector-size", "4096"}, {"--sector-size", "4096", "--direct-io=on"}, {"--read-only"}} {
+	for _, o := range []disktest.LoopOptions{{}, {Sector: 4096}, {Sector: 4096, Direct: true}, {ReadOnly: true}} {
 		path := filepath.Join(t.TempDir(), "disk of\ttabs")
 		if err := os.WriteFile(path, make([]byte, 8<<20), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		out, err := exec.Command("losetup", append(append([]string{"--find", "--show"}, flags...), path)...).Output()
-		if err != nil {
-			t.Skipf("no loop device: %v", err)
-		}
-		dev := strings.TrimSpace(string(out))
-		t.Cleanup(func() { _ = exec.Command("losetup", "--detach", dev).Run() })
+		dev, _ := disktest.Loop(t, path, o)
 		devices, err := System{}.List(t.Context(), ListOptions{Read: true})
 		if err != nil {
 			t.Fatal(err)

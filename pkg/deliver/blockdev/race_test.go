@@ -9,9 +9,8 @@ import (
 	"strings"
 	"testing"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/imgpipe/imgpipe/pkg/deliver/blockdev"
+	"github.com/imgpipe/imgpipe/pkg/diskimage/disktest"
 )
 
 // listed finds a device of this machine.
@@ -34,7 +33,7 @@ func listed(t *testing.T, path string) *blockdev.Device {
 // goes away and another gets its name and number, of the same size.
 func TestRefusesAnotherDiskInItsPlace(t *testing.T) {
 	path, other := rawFile(t, t.TempDir(), 8*mib), rawFile(t, t.TempDir(), 8*mib)
-	dev := loop(t, path)
+	dev, detach := disktest.Loop(t, path, disktest.LoopOptions{})
 	chosen := listed(t, dev)
 	d, err := blockdev.Open(t.Context(), dev, blockdev.Options{Expect: chosen})
 	if err != nil {
@@ -46,10 +45,8 @@ func TestRefusesAnotherDiskInItsPlace(t *testing.T) {
 	if err := d.Close(); err != nil {
 		t.Fatal(err)
 	}
-	run(t, "losetup", "--detach", dev)
-	if out, err := exec.Command("losetup", dev, other).CombinedOutput(); err != nil {
-		t.Skipf("somebody else took it: %v: %s", err, out)
-	}
+	detach()
+	loopWith(t, other, disktest.LoopOptions{Device: dev})
 	for _, readOnly := range []bool{false, true} {
 		_, err := blockdev.Open(t.Context(), dev, blockdev.Options{Expect: chosen, ReadOnly: readOnly})
 		if err == nil || !strings.Contains(err.Error(), "another disk has come to its place: its diskseq is") {
@@ -76,15 +73,7 @@ func TestRefusesAnotherDiskInItsPlace(t *testing.T) {
 // TestRefusesADiskThatAVirtualMachineHas holds the lock that QEMU takes.
 func TestRefusesADiskThatAVirtualMachineHas(t *testing.T) {
 	dev := loop(t, rawFile(t, t.TempDir(), 8*mib))
-	f, err := os.OpenFile(dev, os.O_RDWR, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	lock := unix.Flock_t{Type: unix.F_RDLCK, Start: 101, Len: 1}
-	if err := unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLK, &lock); err != nil {
-		t.Fatal(err)
-	}
+	lockAsQEMU(t, dev)
 	refused(t, dev, "locked by another program: a virtual machine that runs from it?")
 }
 

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/imgpipe/imgpipe/pkg/deliver/blockdev"
+	"github.com/imgpipe/imgpipe/pkg/diskimage/disktest"
 )
 
 func TestRefusesWhatIsNoDisk(t *testing.T) {
@@ -66,7 +67,7 @@ func partitioned(t *testing.T) (disk, part string) {
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("sfdisk: %v\n%s", err, out)
 	}
-	disk = loop(t, path, "--partscan")
+	disk = loopWith(t, path, disktest.LoopOptions{Partitions: true})
 	return disk, disk + "p1"
 }
 
@@ -80,7 +81,7 @@ func kernelReadsGPT(t *testing.T) bool {
 
 func TestRefusesMountedPartition(t *testing.T) {
 	tool(t, "mkfs.ext4", "addpart")
-	disk := loop(t, rawFile(t, t.TempDir(), 16*mib), "--partscan")
+	disk := loopWith(t, rawFile(t, t.TempDir(), 16*mib), disktest.LoopOptions{Partitions: true})
 	part := disk + "p1"
 	if out, err := exec.Command("addpart", disk, "1", "2048", "16384").CombinedOutput(); err != nil {
 		t.Skipf("cannot add a partition: %v: %s", err, out)
@@ -102,7 +103,7 @@ func TestRefusesMountedPartition(t *testing.T) {
 }
 
 func TestRefusesReadOnly(t *testing.T) {
-	dev := loop(t, rawFile(t, t.TempDir(), 8*mib), "--read-only")
+	dev := loopWith(t, rawFile(t, t.TempDir(), 8*mib), disktest.LoopOptions{ReadOnly: true})
 	refused(t, dev, "read-only")
 }
 
@@ -180,16 +181,7 @@ func TestRefusesLockedFile(t *testing.T) {
 	if err := d.Close(); err != nil {
 		t.Fatal(err)
 	}
-	f, err := os.OpenFile(path, os.O_RDWR, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	// QEMU shares one byte from 100 on for each permission that it uses.
-	lock := unix.Flock_t{Type: unix.F_RDLCK, Start: 101, Len: 1}
-	if err := unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLK, &lock); err != nil {
-		t.Fatal(err)
-	}
+	lockAsQEMU(t, path)
 	refused(t, path, "locked by another program")
 }
 

@@ -13,6 +13,7 @@ import (
 	"testing"
 
 	"github.com/imgpipe/imgpipe/pkg/diskimage"
+	"github.com/imgpipe/imgpipe/pkg/diskimage/disktest"
 )
 
 // TestTables has sfdisk make tables, and say what is in them.
@@ -43,12 +44,7 @@ func TestTables(t *testing.T) {
 				}
 				dev := path
 				if sector != 512 {
-					out, err := exec.Command("losetup", "--find", "--show", "--sector-size", fmt.Sprint(sector), path).Output()
-					if err != nil {
-						t.Skipf("no loop device: %v", err)
-					}
-					dev = strings.TrimSpace(string(out))
-					t.Cleanup(func() { _ = exec.Command("losetup", "--detach", dev).Run() })
+					dev, _ = disktest.Loop(t, path, disktest.LoopOptions{Sector: uint32(sector)})
 				}
 				cmd := exec.Command("sfdisk", "-q", dev)
 				cmd.Stdin = strings.NewReader(c.script)

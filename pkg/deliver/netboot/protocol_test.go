@@ -64,14 +64,7 @@ func TestTwoClaimersFreezeTheJob(t *testing.T) {
 func TestAMachineThatWroteHalf(t *testing.T) {
 	h, ctx := serve(t, siteText(2, "")), t.Context()
 	j := h.deploy("m0")
-	a := h.agent(0)
-	answer, err := a.Claim(ctx)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := a.Begin(ctx, answer.Job); err != nil {
-		t.Fatal(err)
-	}
+	a, answer := h.begun(0)
 	if err := a.Result(ctx, answer.Job, wire.Result{Outcome: wire.Failed, Step: "write", Message: "EIO", State: "notBootable"}); err != nil {
 		t.Fatal(err)
 	}
@@ -111,14 +104,7 @@ func TestAMachineThatWroteHalf(t *testing.T) {
 func TestSiteChangesWhileAJobGoesOn(t *testing.T) {
 	h, ctx := serve(t, siteText(1, "")), t.Context()
 	h.deploy("m0")
-	a := h.agent(0)
-	answer, err := a.Claim(ctx)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := a.Begin(ctx, answer.Job); err != nil {
-		t.Fatal(err)
-	}
+	h.begun(0)
 	reload := func(text string) {
 		t.Helper()
 		next, err := site.Parse(filepath.Join(h.dir, "SITE.yaml"), []byte(text), site.Options{})
@@ -140,7 +126,8 @@ func TestSiteChangesWhileAJobGoesOn(t *testing.T) {
 	}
 	h.clock.add(time.Minute)
 	b := h.agent(0) // it was cut off, and its entry is gone: the job goes on
-	if answer, err = b.Claim(ctx); err != nil || answer.Action != wire.Deploy || answer.Job.Attempt != 2 {
+	answer, err := b.Claim(ctx)
+	if err != nil || answer.Action != wire.Deploy || answer.Job.Attempt != 2 {
 		t.Fatalf("got %+v, %v", answer, err)
 	}
 	reload(strings.ReplaceAll(siteText(1, ""), "name: m0", "name: renamed"))
@@ -426,14 +413,7 @@ func TestARestartInTheMiddle(t *testing.T) {
 	dir, c, ctx := t.TempDir(), &clock{t: time.Now()}, t.Context()
 	h := serveIn(t, dir, siteText(1, ""), c)
 	j := h.deploy("m0")
-	a := h.agent(0)
-	answer, err := a.Claim(ctx)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := a.Begin(ctx, answer.Job); err != nil {
-		t.Fatal(err)
-	}
+	a, answer := h.begun(0)
 	if err := h.stop(); err != nil {
 		t.Fatal(err)
 	}

@@ -196,6 +196,20 @@ func (h *harness) agent(n int) *agenttest.Agent {
 	return a
 }
 
+// begun is an agent of the site that has begun its job.
+func (h *harness) begun(n int) (*agenttest.Agent, *wire.Answer) {
+	h.t.Helper()
+	a := h.agent(n)
+	answer, err := a.Claim(h.t.Context())
+	if err == nil {
+		err = a.Begin(h.t.Context(), answer.Job)
+	}
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	return a, answer
+}
+
 func (h *harness) order(method, path, body string, into any) (int, wire.Error) {
 	h.t.Helper()
 	r, _ := http.NewRequest(method, "http://admin"+path, strings.NewReader(body))

@@ -33,8 +33,8 @@ func File(ctx context.Context, name string, root Root, o Options) (*Base, error)
 	}
 	source, err := foreign.Open(ctx, f.File, foreign.OpenOptions{Scratch: o.Scratch})
 	if err != nil {
-		if e, ok := errors.AsType[*foreign.UnsupportedError](err); ok && e.Convert {
-			err = fmt.Errorf("%w: qemu-img convert -O qcow2 makes something of it that is", err)
+		if advice := foreign.Advice(name, err); advice != "" {
+			err = fmt.Errorf("%w: %s", err, advice)
 		}
 		return nil, errors.Join(fmt.Errorf("%s: %w", name, err), f.Close())
 	}

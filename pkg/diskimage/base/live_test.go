@@ -6,8 +6,8 @@ import (
 	"testing"
 
 	"github.com/imgpipe/imgpipe/pkg/diskimage/base"
+	"github.com/imgpipe/imgpipe/pkg/diskimage/disktest"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/tree"
-	"github.com/imgpipe/imgpipe/pkg/internal/disktest"
 )
 
 // squash makes a squashfs of files.

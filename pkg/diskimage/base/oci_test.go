@@ -19,17 +19,16 @@ import (
 
 	"github.com/imgpipe/imgpipe/pkg/diskimage"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/base"
+	"github.com/imgpipe/imgpipe/pkg/diskimage/disktest"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/tree"
 )
 
 // pack is a tar of "path=content", "path -> target", "path => hard link", "path/".
 func pack(t testing.TB, entries ...string) []byte {
 	t.Helper()
-	var b bytes.Buffer
-	w := tar.NewWriter(&b)
+	var headers []tar.Header
 	for _, e := range entries {
-		h := tar.Header{Typeflag: tar.TypeReg, Mode: 0o644}
-		content := ""
+		h := tar.Header{Typeflag: tar.TypeReg}
 		switch {
 		case strings.HasSuffix(e, "/"):
 			h.Typeflag, h.Name, h.Mode = tar.TypeDir, e, 0o755
@@ -40,20 +39,11 @@ func pack(t testing.TB, entries ...string) []byte {
 			h.Typeflag = tar.TypeSymlink
 			h.Name, h.Linkname, _ = strings.Cut(e, " -> ")
 		default:
-			h.Name, content, _ = strings.Cut(e, "=")
-			h.Size = int64(len(content))
+			h.Name, h.Linkname, _ = strings.Cut(e, "=")
 		}
-		if err := w.WriteHeader(&h); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := io.WriteString(w, content); err != nil {
-			t.Fatal(err)
-		}
+		headers = append(headers, h)
 	}
-	if err := w.Close(); err != nil {
-		t.Fatal(err)
-	}
-	return b.Bytes()
+	return disktest.Tar(t, headers...)
 }
 
 // compress compresses with gzip, zstd or xz; "" leaves as it is.

@@ -14,12 +14,12 @@ import (
 	"time"
 
 	"github.com/imgpipe/imgpipe/pkg/diskimage"
+	"github.com/imgpipe/imgpipe/pkg/diskimage/disktest"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/foreign"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/gpt"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/packages"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/recipe"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/tree"
-	"github.com/imgpipe/imgpipe/pkg/internal/disktest"
 )
 
 // stub is a real PE program, which serves as stub and as kernel here.
@@ -58,15 +58,17 @@ func load(t *testing.T, text string) *recipe.Recipe {
 	return r
 }
 
+// manager makes trees of packages, as Options.debian does.
+type manager = func(context.Context, packages.Request, packages.Options) (*packages.Result, error)
+
 // distribution is a package manager that always makes the same small tree.
-func distribution(t *testing.T) func(context.Context, packages.Request, packages.Options) (*packages.Result, error) {
+func distribution(t *testing.T) manager {
 	t.Helper()
 	program, err := os.ReadFile(stub)
 	if err != nil {
 		t.Skip("apt-get install systemd-boot-efi: ", err)
 	}
-	root := tree.New()
-	for path, content := range map[string]string{
+	path := writeTar(t, tree.New(), map[string]string{
 		"/boot/vmlinuz-6.1.0-1":            string(program),
 		"/boot/initrd.img-6.1.0-1":         "initramfs",
 		"/usr/lib/modules/6.1.0-1/modules": "",
@@ -80,18 +82,45 @@ func distribution(t *testing.T) func(context.Context, packages.Request, packages
 		"/srv/www/index.html":              "<p>hello",
 		"/usr/share/zoneinfo/Etc/UTC":      "TZif",
 		"/usr/lib/locale/C.utf8/LC_CTYPE":  "x",
-	} {
+	})
+	return func(_ context.Context, req packages.Request, _ packages.Options) (*packages.Result, error) {
+		return &packages.Result{Tar: path, Packages: []packages.Package{{Name: "good", Version: "1", Arch: req.Arch}}}, nil
+	}
+}
+
+// addFiles is a package manager whose trees have more files.
+func addFiles(t *testing.T, debian manager, files map[string]string) manager {
+	t.Helper()
+	return func(ctx context.Context, req packages.Request, o packages.Options) (*packages.Result, error) {
+		res, err := debian(ctx, req, o)
+		if err != nil {
+			return nil, err
+		}
+		b, err := os.ReadFile(res.Tar)
+		if err != nil {
+			return nil, err
+		}
+		root, err := tree.FromTar(bytes.NewReader(b), int64(len(b)))
+		if err != nil {
+			return nil, err
+		}
+		out := *res
+		out.Tar = writeTar(t, root, files)
+		return &out, nil
+	}
+}
+
+// writeTar writes a tree with more files to a new tar.
+func writeTar(t *testing.T, root *tree.Tree, files map[string]string) string {
+	t.Helper()
+	for path, content := range files {
 		if err := root.Put(path, &tree.Inode{Mode: 0o644, Data: diskimage.Bytes([]byte(content)), MTime: time.Unix(1700000000, 0)}); err != nil {
 			t.Fatal(err)
 		}
 	}
-	path, err := writeTar(t, root)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return func(_ context.Context, req packages.Request, _ packages.Options) (*packages.Result, error) {
-		return &packages.Result{Tar: path, Packages: []packages.Package{{Name: "good", Version: "1", Arch: req.Arch}}}, nil
-	}
+	name := filepath.Join(t.TempDir(), "root.tar")
+	disktest.WriteTar(t, name, root)
+	return name
 }
 
 func options(t *testing.T) Options {

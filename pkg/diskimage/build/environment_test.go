@@ -20,7 +20,6 @@ import (
 	"github.com/imgpipe/imgpipe/pkg/diskimage/initramfs"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/packages"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/recipe"
-	"github.com/imgpipe/imgpipe/pkg/diskimage/tree"
 )
 
 func TestRecipesNameTheClassesThereAre(t *testing.T) {
@@ -78,36 +77,24 @@ func environmentRecipe(t *testing.T, text string, agent []byte) *recipe.Recipe {
 // kernelPackages adds a module to the distribution of the other tests.
 func kernelPackages(t *testing.T) Options {
 	o := options(t)
-	debian := o.debian
+	debian := addModule(t, o.debian)
 	o.debian = func(ctx context.Context, req packages.Request, po packages.Options) (*packages.Result, error) {
 		if req.Debian.Variant != packages.VariantExtract {
 			t.Errorf("variant %q", req.Debian.Variant)
 		}
-		res, err := debian(ctx, req, po)
-		if err != nil {
-			return nil, err
-		}
-		return addModule(t, res)
+		return debian(ctx, req, po)
 	}
 	return o
 }
 
-// addModule puts a kernel module into a tree.
-func addModule(t *testing.T, res *packages.Result) (*packages.Result, error) {
+// addModule puts a kernel module into the trees of a package manager.
+func addModule(t *testing.T, debian manager) manager {
 	t.Helper()
-	root, err := readTar(res.Tar)
-	if err != nil {
-		return nil, err
-	}
 	m, err := os.ReadFile("testdata/thing.ko")
 	if err != nil {
-		return nil, err
+		t.Fatal(err)
 	}
-	if err := root.Put("/usr/lib/modules/6.1.0-1/kernel/thing.ko", &tree.Inode{Mode: 0o644, Data: diskimage.Bytes(m)}); err != nil {
-		return nil, err
-	}
-	res.Tar, err = writeTar(t, root)
-	return res, err
+	return addFiles(t, debian, map[string]string{"/usr/lib/modules/6.1.0-1/kernel/thing.ko": string(m)})
 }
 
 func TestEnvironmentIsTheSameTwice(t *testing.T) {

@@ -24,32 +24,23 @@ import (
 
 // packaged is distribution with a package database, whose documentation the
 // recipe removes.
-func packaged(t *testing.T) func(context.Context, packages.Request, packages.Options) (*packages.Result, error) {
+func packaged(t *testing.T) manager {
 	t.Helper()
-	base, digest := distribution(t), diskimage.DigestOf([]byte("good.deb"))
+	digest := diskimage.DigestOf([]byte("good.deb"))
+	base := addFiles(t, distribution(t), map[string]string{
+		"/var/lib/dpkg/status":          "Package: good\nStatus: install ok installed\nVersion: 1\nArchitecture: amd64\n",
+		"/var/lib/dpkg/info/good.list":  "/boot/vmlinuz-6.1.0-1\n/usr/lib/os-release\n/srv/www/index.html\n",
+		"/usr/share/doc/good/copyright": "Format: https://www.debian.org/doc/packaging-manuals/copyright-format/1.0/\nLicense: ISC\n",
+	})
 	return func(ctx context.Context, req packages.Request, o packages.Options) (*packages.Result, error) {
 		res, err := base(ctx, req, o)
 		if err != nil {
 			return nil, err
 		}
-		root, err := readTar(res.Tar)
-		if err != nil {
-			return nil, err
-		}
-		for path, content := range map[string]string{
-			"/var/lib/dpkg/status":          "Package: good\nStatus: install ok installed\nVersion: 1\nArchitecture: amd64\n",
-			"/var/lib/dpkg/info/good.list":  "/boot/vmlinuz-6.1.0-1\n/usr/lib/os-release\n/srv/www/index.html\n",
-			"/usr/share/doc/good/copyright": "Format: https://www.debian.org/doc/packaging-manuals/copyright-format/1.0/\nLicense: ISC\n",
-		} {
-			if err := root.Put(path, &tree.Inode{Mode: 0o644, Data: diskimage.Bytes([]byte(content))}); err != nil {
-				return nil, err
-			}
-		}
 		res.Packages[0].Digest = digest
 		res.Tool, res.Keyring, res.Mode = "mmdebstrap 9.9.9", diskimage.DigestOf([]byte("keys")), "root"
 		res.Sources = []packages.Source{{Name: "mirror.example.org_debian_dists_bookworm_InRelease", Digest: diskimage.DigestOf([]byte("release"))}}
-		res.Tar, err = writeTar(t, root)
-		return res, err
+		return res, nil
 	}
 }
 
@@ -125,30 +116,12 @@ func TestContentsNameWhatStartsTheImage(t *testing.T) {
 	r := load(t, withBoot("firmware: hybrid, loader: systemd-boot, initramfs: native", espPart, biosPart, rootPart))
 	o := withNative(t)
 	o.Evidence = true
-	small := o.debian
-	o.debian = func(ctx context.Context, req packages.Request, po packages.Options) (*packages.Result, error) {
-		res, err := small(ctx, req, po)
-		if err != nil {
-			return nil, err
-		}
-		root, err := readTar(res.Tar)
-		if err != nil {
-			return nil, err
-		}
-		for p, text := range map[string]string{
-			"/var/lib/dpkg/status": "Package: loader\nStatus: install ok installed\nVersion: 252\nArchitecture: amd64\n\n" +
-				"Package: grub\nStatus: install ok installed\nVersion: 2.06\nArchitecture: amd64\n",
-			"/var/lib/dpkg/info/loader.list": "/usr/lib/systemd/boot/efi/systemd-bootx64.efi\n",
-			"/var/lib/dpkg/info/grub.list":   "/usr/lib/grub/i386-pc/boot.img\n",
-		} {
-			if err := root.Put(p, &tree.Inode{Mode: 0o644, Data: diskimage.Bytes([]byte(text))}); err != nil {
-				return nil, err
-			}
-		}
-		out := *res
-		out.Tar, err = writeTar(t, root)
-		return &out, err
-	}
+	o.debian = addFiles(t, o.debian, map[string]string{
+		"/var/lib/dpkg/status": "Package: loader\nStatus: install ok installed\nVersion: 252\nArchitecture: amd64\n\n" +
+			"Package: grub\nStatus: install ok installed\nVersion: 2.06\nArchitecture: amd64\n",
+		"/var/lib/dpkg/info/loader.list": "/usr/lib/systemd/boot/efi/systemd-bootx64.efi\n",
+		"/var/lib/dpkg/info/grub.list":   "/usr/lib/grub/i386-pc/boot.img\n",
+	})
 	im := make1(t, r, o)
 	c, err := im.Contents(t.Context(), false, 1)
 	if err != nil {

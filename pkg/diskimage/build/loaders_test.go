@@ -2,7 +2,6 @@ package build
 
 import (
 	"bytes"
-	"context"
 	"crypto/sha256"
 	"debug/pe"
 	"encoding/binary"
@@ -14,14 +13,12 @@ import (
 	"regexp"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/imgpipe/imgpipe/pkg/diskimage"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/boot/grub"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/boot/grub/grubtest"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/foreign"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/foreign/fatfs"
-	"github.com/imgpipe/imgpipe/pkg/diskimage/packages"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/recipe"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/tree"
 )
@@ -40,55 +37,20 @@ func withNative(t *testing.T) Options {
 
 func addLoaders(t *testing.T, o Options, without ...string) Options {
 	t.Helper()
-	small := o.debian
-	o.debian = func(ctx context.Context, req packages.Request, po packages.Options) (*packages.Result, error) {
-		res, err := small(ctx, req, po)
-		if err != nil {
-			return nil, err
-		}
-		root, err := readTar(res.Tar)
-		if err != nil {
-			return nil, err
-		}
-		files := map[string][]byte{"/usr/lib/systemd/systemd-bless-boot": []byte("#!/bin/sh\n")}
-		if files["/usr/lib/systemd/boot/efi/systemd-bootx64.efi"], err = os.ReadFile(filepath.Dir(stub) + "/systemd-bootx64.efi"); err != nil {
-			return nil, err
-		}
-		for name, b := range grubtest.Files(grub.MenuModules...) {
-			files["/usr/lib/grub/i386-pc/"+name] = b
-		}
-		for _, p := range without {
-			delete(files, p)
-		}
-		for p, b := range files {
-			if err := root.Put(p, &tree.Inode{Mode: 0o644, Data: diskimage.Bytes(b), MTime: time.Unix(1700000000, 0)}); err != nil {
-				return nil, err
-			}
-		}
-		out := *res
-		out.Tar, err = writeTar(t, root)
-		return &out, err
-	}
-	return o
-}
-
-// readTar and writeTar are for distributions with more in them.
-func readTar(name string) (*tree.Tree, error) {
-	b, err := os.ReadFile(name)
+	files := map[string]string{"/usr/lib/systemd/systemd-bless-boot": "#!/bin/sh\n"}
+	loader, err := os.ReadFile(filepath.Dir(stub) + "/systemd-bootx64.efi")
 	if err != nil {
-		return nil, err
+		t.Fatal(err)
 	}
-	return tree.FromTar(bytes.NewReader(b), int64(len(b)))
-}
-
-func writeTar(t *testing.T, root *tree.Tree) (string, error) {
-	t.Helper()
-	var b bytes.Buffer
-	if err := tree.WriteTar(&b, root); err != nil {
-		return "", err
+	files["/usr/lib/systemd/boot/efi/systemd-bootx64.efi"] = string(loader)
+	for name, b := range grubtest.Files(grub.MenuModules...) {
+		files["/usr/lib/grub/i386-pc/"+name] = string(b)
 	}
-	name := filepath.Join(t.TempDir(), "root.tar")
-	return name, os.WriteFile(name, b.Bytes(), 0o644)
+	for _, p := range without {
+		delete(files, p)
+	}
+	o.debian = addFiles(t, o.debian, files)
+	return o
 }
 
 // withBoot is the small recipe with another boot and other partitions.

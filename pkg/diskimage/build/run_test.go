@@ -1,9 +1,7 @@
 package build
 
 import (
-	"bytes"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -11,6 +9,7 @@ import (
 	"time"
 
 	"github.com/imgpipe/imgpipe/pkg/diskimage"
+	"github.com/imgpipe/imgpipe/pkg/diskimage/disktest"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/recipe"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/sandbox"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/tree"
@@ -54,38 +53,10 @@ disk:
 // stepsTar writes a base that has a shell.
 func stepsTar(t *testing.T, to string) {
 	t.Helper()
-	out := tree.New()
-	put := func(p string, n *tree.Inode) {
-		t.Helper()
-		n.MTime = time.Unix(1700000000, 0)
-		if err := out.Put(p, n); err != nil {
-			t.Fatal(err)
-		}
-	}
-	libraries, _ := exec.Command("ldd", "/bin/busybox").Output() // a static one has none
-	for word := range strings.FieldsSeq("/bin/busybox " + string(libraries)) {
-		if !strings.HasPrefix(word, "/") {
-			continue
-		}
-		b, err := os.ReadFile(word)
-		if err != nil {
-			t.Skip("apt-get install busybox: ", err)
-		}
-		put(word, &tree.Inode{Mode: 0o755, Data: diskimage.Bytes(b)})
-	}
-	for _, name := range []string{"sh", "cat", "mkdir", "test"} {
-		put("/bin/"+name, &tree.Inode{Kind: tree.Symlink, Mode: 0o777, Target: "busybox"})
-	}
-	for p, text := range map[string]string{"/etc/hostname": "builder\n", "/etc/passwd": "root:x:0:0:root:/root:/bin/sh\n", "/etc/group": "root:x:0:\n", "/etc/shadow": "root:*:1::::::\n", "/usr/share/doc/old": "old"} {
-		put(p, &tree.Inode{Mode: 0o644, Data: diskimage.Bytes([]byte(text))})
-	}
-	var b bytes.Buffer
-	if err := tree.WriteTar(&b, out); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(to, b.Bytes(), 0o644); err != nil {
-		t.Fatal(err)
-	}
+	disktest.WriteTar(t, to, disktest.Busybox(t, time.Unix(1700000000, 0), "cat mkdir test", map[string]string{
+		"/etc/hostname": "builder\n", "/etc/passwd": "root:x:0:0:root:/root:/bin/sh\n", "/etc/group": "root:x:0:\n", "/etc/shadow": "root:*:1::::::\n",
+		"/usr/share/doc/old": "old",
+	}))
 }
 
 // stepsBuild makes the tree of a recipe with steps, and returns what the builder has.

@@ -72,19 +72,7 @@ func TestTheBootProgramIsSignedWhenAskedFor(t *testing.T) {
 
 // TestARecipesKeySignsAllThatUEFIStarts: the loader and each UKI behind it.
 func TestARecipesKeySignsAllThatUEFIStarts(t *testing.T) {
-	key, err := rsa.GenerateKey(rand.Reader, 2048)
-	if err != nil {
-		t.Fatal(err)
-	}
-	template := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "test"}}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	cert, err := x509.ParseCertificate(der)
-	if err != nil {
-		t.Fatal(err)
-	}
+	key, cert := efiKey(t)
 	dir := t.TempDir()
 	write := func(name string, b []byte) {
 		if err := os.WriteFile(filepath.Join(dir, name), b, 0o600); err != nil {
@@ -92,7 +80,7 @@ func TestARecipesKeySignsAllThatUEFIStarts(t *testing.T) {
 		}
 	}
 	write("db.key", pem.EncodeToMemory(&pem.Block{Type: "RSA PRIVATE KEY", Bytes: x509.MarshalPKCS1PrivateKey(key)}))
-	write("db.crt", pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}))
+	write("db.crt", pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert.Raw}))
 	write("r.yaml", []byte(withBoot("loader: systemd-boot, entries: [{name: x}], secureBoot: {key: db.key, cert: db.crt}", espPart, rootPart)))
 	load := func() *recipe.Recipe {
 		r, err := recipe.Load(filepath.Join(dir, "r.yaml"), recipe.Options{})
@@ -111,11 +99,11 @@ func TestARecipesKeySignsAllThatUEFIStarts(t *testing.T) {
 			t.Errorf("%s: %v", p, err)
 		}
 	}
-	if programs != 4 || im.Record.SecureBoot != fmt.Sprintf("%x", sha256.Sum256(der)) {
+	if programs != 4 || im.Record.SecureBoot != fmt.Sprintf("%x", sha256.Sum256(cert.Raw)) {
 		t.Errorf("%d programs, record %q", programs, im.Record.SecureBoot)
 	}
 	write("db.key", []byte("no key"))
-	_, err = Build(t.Context(), load(), withLoaders(t))
+	_, err := Build(t.Context(), load(), withLoaders(t))
 	if e, ok := recipeErrorOf(err); !ok || e.Field != "boot.secureBoot" {
 		t.Errorf("without a key: %v", err)
 	}

@@ -144,16 +144,12 @@ func same(t *testing.T, a, b diskimage.Disk) bool {
 func withModules(t *testing.T) Options {
 	t.Helper()
 	o := options(t)
-	debian := o.debian
+	debian := addModule(t, o.debian)
 	o.debian = func(ctx context.Context, req packages.Request, po packages.Options) (*packages.Result, error) {
 		if !req.NoInitramfs {
 			t.Error("the package manager is to make an initramfs")
 		}
-		res, err := debian(ctx, req, po)
-		if err != nil {
-			return nil, err
-		}
-		return addModule(t, res)
+		return debian(ctx, req, po)
 	}
 	return o
 }

@@ -26,6 +26,21 @@ type UnsupportedError struct {
 
 func (e *UnsupportedError) Error() string { return "is " + e.Kind + ", which is not read here" }
 
+// Advice says what to do about an error of Open for the file of that name; "" where the
+// error says all.
+func Advice(name string, err error) string {
+	e, unsupported := errors.AsType[*UnsupportedError](err)
+	switch {
+	case unsupported && e.Convert:
+		return fmt.Sprintf("qemu-img convert -O qcow2 %s disk.qcow2, and take that", name)
+	case unsupported:
+		return "take the disk that is in it"
+	case errors.Is(err, virtdisk.ErrBacking) || errors.Is(err, virtdisk.ErrExternal):
+		return fmt.Sprintf("qemu-img convert -O qcow2 %s whole.qcow2, where the other file is, and take that", name)
+	}
+	return ""
+}
+
 // OpenOptions change how Open works; the zero value is the default.
 type OpenOptions struct {
 	Scratch string // folder for the spool file; "" is the system's
@@ -69,14 +84,22 @@ func Open(ctx context.Context, f *os.File, o OpenOptions) (*Source, error) {
 			size = 0
 		}
 		if plain, size, err = s.unpack(ctx, f, size, o); err != nil {
-			return nil, err
+			return nil, whole(err)
 		}
 	}
 	if err := s.open(plain, size); err != nil {
 		_ = s.Close() // it was only read
-		return nil, err
+		return nil, whole(err)
 	}
 	return s, nil
+}
+
+// whole says of a file that ends too early that it does.
+func whole(err error) error {
+	if errors.Is(err, io.ErrUnexpectedEOF) {
+		return fmt.Errorf("%w: the file is cut short", err)
+	}
+	return err
 }
 
 // Close frees what Open spooled.

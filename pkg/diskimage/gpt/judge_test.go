@@ -12,6 +12,7 @@ import (
 	diskfs "github.com/diskfs/go-diskfs/partition/gpt"
 
 	"github.com/imgpipe/imgpipe/pkg/diskimage"
+	"github.com/imgpipe/imgpipe/pkg/diskimage/disktest"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/gpt"
 )
 
@@ -53,15 +54,7 @@ func device(t *testing.T, table *diskimage.Table) (dev, file string) {
 	if table.SectorSize == 512 {
 		return file, file
 	}
-	if os.Getuid() != 0 {
-		t.Skip("a loop device needs root")
-	}
-	out, err := exec.Command("losetup", "--find", "--show", "-b", fmt.Sprint(table.SectorSize), file).CombinedOutput()
-	if err != nil {
-		t.Skipf("no loop device: %v: %s", err, out)
-	}
-	dev = strings.TrimSpace(string(out))
-	t.Cleanup(func() { run(t, "losetup", "-d", dev) })
+	dev, _ = disktest.Loop(t, file, disktest.LoopOptions{Sector: uint32(table.SectorSize)})
 	return dev, file
 }
 

@@ -3,14 +3,13 @@ package sandbox
 import (
 	"bytes"
 	"errors"
-	"os"
-	"os/exec"
 	"runtime"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/imgpipe/imgpipe/pkg/diskimage"
+	"github.com/imgpipe/imgpipe/pkg/diskimage/disktest"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/tree"
 	"github.com/imgpipe/imgpipe/pkg/internal/binfmt"
 )
@@ -20,38 +19,11 @@ var epoch = time.Date(2026, 11, 1, 0, 0, 0, 0, time.UTC)
 // busybox is a tree with a shell in it.
 func busybox(t *testing.T) *tree.Tree {
 	t.Helper()
-	program, err := os.ReadFile("/bin/busybox")
-	if err != nil {
-		t.Skip("apt-get install busybox-static: ", err)
-	}
-	out := tree.New()
-	old := epoch.Add(-time.Hour)
-	put := func(p string, n *tree.Inode) {
-		t.Helper()
-		n.MTime = old
-		if err := out.Put(p, n); err != nil {
-			t.Fatal(err)
-		}
-	}
-	put("/", &tree.Inode{Kind: tree.Dir, Mode: 0o755})
-	put("/bin/busybox", &tree.Inode{Mode: 0o755, Data: diskimage.Bytes(program)})
-	libraries, _ := exec.Command("ldd", "/bin/busybox").Output() // a static one has none
-	for word := range strings.FieldsSeq(string(libraries)) {
-		if !strings.HasPrefix(word, "/") {
-			continue
-		}
-		b, err := os.ReadFile(word)
-		if err != nil {
-			t.Fatal(err)
-		}
-		put(word, &tree.Inode{Mode: 0o755, Data: diskimage.Bytes(b)})
-	}
-	for _, name := range strings.Fields("sh cat ls mkdir rm mv cp ln chmod chown touch sleep id stat find ps mount mknod hostname ip nc dd env pwd kill sed grep head tr wc truncate sync test sort printf nproc du mkfifo wget uname tail seq rmdir cp hexdump setsid env whoami basename yes true false setsid nohup readlink") {
-		put("/bin/"+name, &tree.Inode{Kind: tree.Symlink, Mode: 0o777, Target: "busybox"})
-	}
-	put("/etc/passwd", &tree.Inode{Mode: 0o644, Data: diskimage.Bytes([]byte("root:x:0:0::/root:/bin/sh\nops:x:1000:1000::/home/ops:/bin/sh\n"))})
-	put("/etc/group", &tree.Inode{Mode: 0o644, Data: diskimage.Bytes([]byte("root:x:0:\nops:x:1000:\nadm:x:4:ops\n"))})
-	return out
+	const programs = "cat ls mkdir rm mv cp ln chmod chown touch sleep id stat find ps mount mknod hostname ip nc dd env pwd kill sed grep head tr wc truncate sync test sort printf nproc du mkfifo wget uname tail seq rmdir hexdump setsid whoami basename yes true false nohup readlink"
+	return disktest.Busybox(t, epoch.Add(-time.Hour), programs, map[string]string{
+		"/etc/passwd": "root:x:0:0::/root:/bin/sh\nops:x:1000:1000::/home/ops:/bin/sh\n",
+		"/etc/group":  "root:x:0:\nops:x:1000:\nadm:x:4:ops\n",
+	})
 }
 
 func newBox(t *testing.T) *Sandbox {

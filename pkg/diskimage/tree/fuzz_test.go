@@ -9,16 +9,17 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/imgpipe/imgpipe/pkg/diskimage/disktest"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/tree"
 )
 
 // What FromTar accepts, WriteTar writes so that it is read back equal, and what
 // a layer does stays inside the tree.
 func FuzzFromTar(f *testing.F) {
-	f.Add(archive(f, tar.Header{Typeflag: tar.TypeReg, Name: "f", Uid: 1 << 31, ModTime: noon, Format: tar.FormatPAX, Linkname: "hello",
+	f.Add(disktest.Tar(f, tar.Header{Typeflag: tar.TypeReg, Name: "f", Uid: 1 << 31, ModTime: noon, Format: tar.FormatPAX, Linkname: "hello",
 		PAXRecords: map[string]string{"SCHILY.xattr.user.a%3D": "\x00"}}, tar.Header{Typeflag: tar.TypeChar, Name: "dev/null", Devmajor: 1, Devminor: 3}))
-	f.Add(archive(f, entry("l", "bin", "../../usr/bin"), entry("f", "bin/x", "x"), entry("h", "y", "bin/x"), entry("f", ".wh.y", "")))
-	f.Add(archive(f, tar.Header{Typeflag: tar.TypeReg, Name: strings.Repeat("long/", 50) + "x", Linkname: "x", Format: tar.FormatGNU}))
+	f.Add(disktest.Tar(f, entry("l", "bin", "../../usr/bin"), entry("f", "bin/x", "x"), entry("h", "y", "bin/x"), entry("f", ".wh.y", "")))
+	f.Add(disktest.Tar(f, tar.Header{Typeflag: tar.TypeReg, Name: strings.Repeat("long/", 50) + "x", Linkname: "x", Format: tar.FormatGNU}))
 	for _, args := range [][]string{{"--format=gnu"}, {"--format=v7"}, {"--sparse-version=0.0"}, {"--sparse-version=0.1"}, {"--sparse-version=1.0"}} {
 		d := f.TempDir()
 		script := "printf x | dd of=s bs=1 seek=70000 status=none; truncate -s 200000 s; for i in 1 2 3 4 5 6; do printf y | dd of=t bs=4096 seek=$((i*9)) conv=notrunc status=none; done"

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/imgpipe/imgpipe/pkg/diskimage/disktest"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/tree"
 )
 
@@ -39,7 +40,7 @@ func TestApplyLayer(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			tr := build(t, lower...)
-			b := archive(t, c.layer...)
+			b := disktest.Tar(t, c.layer...)
 			if err := tr.ApplyLayer(bytes.NewReader(b), int64(len(b))); err != nil {
 				t.Fatal(err)
 			}
@@ -70,7 +71,7 @@ func TestWhiteoutsInAnyOrder(t *testing.T) {
 			}
 		})
 		tr := build(t, "/d/one", "/d/two/x", "/f/y", "/usr/bin/x", "/usr/lib/y")
-		b := archive(t, h...)
+		b := disktest.Tar(t, h...)
 		if err := tr.ApplyLayer(bytes.NewReader(b), int64(len(b))); err != nil {
 			t.Fatal(err)
 		}
@@ -85,7 +86,7 @@ func TestWhiteoutsInAnyOrder(t *testing.T) {
 
 func TestWhiteoutsAreFilesElsewhere(t *testing.T) {
 	tr := build(t, "/etc/a")
-	b := archive(t, entry("f", "etc/.wh.a", ""), entry("f", ".wh..wh..opq", ""))
+	b := disktest.Tar(t, entry("f", "etc/.wh.a", ""), entry("f", ".wh..wh..opq", ""))
 	if err := tr.ApplyTar(bytes.NewReader(b), int64(len(b))); err != nil {
 		t.Fatal(err)
 	}
@@ -97,7 +98,7 @@ func TestApplyLayerRefuses(t *testing.T) {
 		"loop/.wh.x": "symbolic links", "../.wh.x": "leaves the tree"} {
 		tr := build(t, "/kept", "/a/b", "/loop -> loop")
 		before := paths(tr)
-		b := archive(t, entry("f", ".wh.kept", ""), entry("f", name, ""))
+		b := disktest.Tar(t, entry("f", ".wh.kept", ""), entry("f", name, ""))
 		err := tr.ApplyLayer(bytes.NewReader(b), int64(len(b)))
 		wantError(t, err, word, `"`+name+`"`)
 		if !slices.Equal(before, paths(tr)) {
@@ -113,7 +114,7 @@ func TestApplyTarReplaces(t *testing.T) {
 		t.Fatal(err)
 	}
 	tr := base.Clone()
-	b := archive(t, entry("f", "d", "file now"), entry("d", "f/", ""), entry("d", "l/", ""), entry("f", "l/y", ""), entry("f", "h1", "new"))
+	b := disktest.Tar(t, entry("f", "d", "file now"), entry("d", "f/", ""), entry("d", "l/", ""), entry("f", "l/y", ""), entry("f", "h1", "new"))
 	if err := tr.ApplyTar(bytes.NewReader(b), int64(len(b))); err != nil {
 		t.Fatal(err)
 	}

@@ -11,35 +11,9 @@ import (
 	"time"
 
 	"github.com/imgpipe/imgpipe/pkg/diskimage"
+	"github.com/imgpipe/imgpipe/pkg/diskimage/disktest"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/tree"
 )
-
-// archive writes a tar of headers; a file's content is its Linkname.
-func archive(t testing.TB, headers ...tar.Header) []byte {
-	t.Helper()
-	var b bytes.Buffer
-	w := tar.NewWriter(&b)
-	for _, h := range headers {
-		content := ""
-		if h.Typeflag == tar.TypeReg {
-			content, h.Linkname = h.Linkname, ""
-			h.Size = int64(len(content))
-		}
-		if h.Mode == 0 && h.Typeflag != tar.TypeXGlobalHeader {
-			h.Mode = 0o644
-		}
-		if err := w.WriteHeader(&h); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := io.WriteString(w, content); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if err := w.Close(); err != nil {
-		t.Fatal(err)
-	}
-	return b.Bytes()
-}
 
 // entry is a header of kind: "f" with a content, "d", "l" with a target, "h" with
 // a hard link's.
@@ -65,7 +39,7 @@ func wantFile(t *testing.T, tr *tree.Tree, p, want string) {
 }
 
 func TestTarEntries(t *testing.T) {
-	tr := fromTar(t, archive(t,
+	tr := fromTar(t, disktest.Tar(t,
 		tar.Header{Typeflag: tar.TypeDir, Name: "./", Mode: 0o1711, Uid: 3, Gid: 4, ModTime: noon, Format: tar.FormatPAX},
 		tar.Header{Typeflag: tar.TypeReg, Name: "./usr/f", Mode: 0o4755, Uid: 4294967294, Gid: 100000, Linkname: "hello", ModTime: noon,
 			Uname: "nobody", Format: tar.FormatPAX, PAXRecords: map[string]string{"SCHILY.xattr.security.capability": "\x01\x00\x00\x02", "SCHILY.xattr.user.a%3Db%25": "",
@@ -112,7 +86,7 @@ func TestTarEntries(t *testing.T) {
 }
 
 func TestTarGoesThroughSymlinksInside(t *testing.T) {
-	tr := fromTar(t, archive(t,
+	tr := fromTar(t, disktest.Tar(t,
 		entry("d", "usr/bin/", ""), entry("l", "bin", "usr/bin"), entry("l", "out", "../../../etc"), entry("l", "abs", "/etc"),
 		entry("f", "bin/sh", "sh"), entry("f", "out/passwd", "p"), entry("f", "abs/group", "g"), entry("h", "abs/gshadow", "out/group"),
 		entry("l", "dangling", "new/place"), entry("f", "dangling/x", "x"),
@@ -152,19 +126,19 @@ func TestTarRefuses(t *testing.T) {
 		{"unknown type", []tar.Header{{Typeflag: 'Z', Name: "a"}}, []string{"unknown type"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			b := archive(t, c.headers...)
+			b := disktest.Tar(t, c.headers...)
 			_, err := tree.FromTar(bytes.NewReader(b), int64(len(b)))
 			wantError(t, err, append(c.words, "tar: ")...)
 		})
 	}
 	t.Run("global comment is fine", func(t *testing.T) { // as git archive writes
-		tr := fromTar(t, archive(t, tar.Header{Typeflag: tar.TypeXGlobalHeader, PAXRecords: map[string]string{"comment": "1"}}, entry("f", "a", "x")))
+		tr := fromTar(t, disktest.Tar(t, tar.Header{Typeflag: tar.TypeXGlobalHeader, PAXRecords: map[string]string{"comment": "1"}}, entry("f", "a", "x")))
 		wantPaths(t, tr, "/a")
 	})
 }
 
 func TestTarCutShortIsAnError(t *testing.T) {
-	whole := archive(t, entry("f", "a", strings.Repeat("a", 1000)), entry("f", "b", strings.Repeat("b", 5000)))
+	whole := disktest.Tar(t, entry("f", "a", strings.Repeat("a", 1000)), entry("f", "b", strings.Repeat("b", 5000)))
 	for n := 1; n < len(whole)-1024; n += 3 {
 		_, err := tree.FromTar(bytes.NewReader(whole[:n]), int64(n))
 		// Between the last byte of a file and the next header nothing is missing.
@@ -191,7 +165,7 @@ func TestTarSaysWhatItIsInstead(t *testing.T) {
 
 func TestTarTakesACLsThatAreXattrsToo(t *testing.T) {
 	acl := "\x02\x00\x00\x00"
-	tr := fromTar(t, archive(t,
+	tr := fromTar(t, disktest.Tar(t,
 		tar.Header{Typeflag: tar.TypeReg, Name: "a", Format: tar.FormatPAX, PAXRecords: map[string]string{"SCHILY.acl.access": "user::rw-\nuser:7:rw-\n",
 			"SCHILY.xattr.system.posix_acl_access": acl}},
 		tar.Header{Typeflag: tar.TypeReg, Name: "b", Format: tar.FormatPAX, PAXRecords: map[string]string{"SCHILY.acl.access": "user::rw-\ngroup::r--\nother::r--\n"}}))

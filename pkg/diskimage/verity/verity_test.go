@@ -13,8 +13,8 @@ import (
 	"testing"
 
 	"github.com/imgpipe/imgpipe/pkg/diskimage"
+	"github.com/imgpipe/imgpipe/pkg/diskimage/disktest"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/verity"
-	"github.com/imgpipe/imgpipe/pkg/internal/disktest"
 )
 
 var options = verity.Options{UUID: diskimage.DeriveGUID("verity", "test"), Salt: []byte("0123456789abcdef0123456789abcdef")}

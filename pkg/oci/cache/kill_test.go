@@ -1,13 +1,11 @@
 package cache_test
 
 import (
-	"bufio"
 	"context"
 	"fmt"
 	"math/rand/v2"
 	"net/http/httptest"
 	"os"
-	"os/exec"
 	"strconv"
 	"strings"
 	"sync"
@@ -19,6 +17,7 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 
 	"github.com/imgpipe/imgpipe/pkg/oci/cache"
+	"github.com/imgpipe/imgpipe/pkg/oci/ocitest"
 	"github.com/imgpipe/imgpipe/pkg/oci/remote"
 )
 
@@ -64,8 +63,8 @@ func TestKilledCacheIsRight(t *testing.T) {
 	dir := t.TempDir()
 	rnd := rand.New(rand.NewPCG(9, uint64(rounds)))
 	for round := range rounds {
-		var cmd *exec.Cmd
-		s.url, cmd = serveProcess(t, dir, host, 24<<20)
+		var process *ocitest.Process
+		s.url, process = serveProcess(t, dir, host, 24<<20)
 		for _, m := range manifests {
 			if a := s.get(t.Context(), "manifests/"+m.Digest.String()); a.status != 200 {
 				t.Fatalf("round %d: %d %s %v", round, a.status, a.body, a.err)
@@ -87,11 +86,9 @@ func TestKilledCacheIsRight(t *testing.T) {
 			})
 		}
 		<-reached
-		if err := cmd.Process.Kill(); err != nil {
-			t.Fatal(err)
-		}
+		process.Kill(t)
 		wg.Wait()
-		_ = cmd.Wait() // it was killed
+		_ = process.Wait() // it was killed
 		if t.Failed() {
 			t.Fatalf("round %d", round)
 		}
@@ -99,26 +96,10 @@ func TestKilledCacheIsRight(t *testing.T) {
 }
 
 // serveProcess opens a cache in a process of its own.
-func serveProcess(t testing.TB, dir, host string, room int64) (url string, cmd *exec.Cmd) {
+func serveProcess(t testing.TB, dir, host string, room int64) (url string, p *ocitest.Process) {
 	t.Helper()
-	cmd = exec.Command(os.Args[0], "-test.run=^TestServeForever$")
-	cmd.Env = append(os.Environ(), killDir+"="+dir, killHost+"="+host, killRoom+"="+strconv.FormatInt(room, 10))
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = cmd.Process.Kill() }) // it runs forever
-	lines := bufio.NewScanner(out)
-	for lines.Scan() {
-		if url, ok := strings.CutPrefix(lines.Text(), "serving "); ok {
-			return url, cmd
-		}
-	}
-	t.Fatal("the cache does not open")
-	return "", nil
+	p = ocitest.Start(t, "TestServeForever", killDir+"="+dir, killHost+"="+host, killRoom+"="+strconv.FormatInt(room, 10))
+	return p.After(t, "serving "), p
 }
 
 // readSome reads a range and reports whether the cache is still there. What it

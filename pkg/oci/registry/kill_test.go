@@ -1,13 +1,11 @@
 package registry_test
 
 import (
-	"bufio"
 	"bytes"
 	"fmt"
 	"math/rand/v2"
 	"net/http/httptest"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -17,6 +15,7 @@ import (
 
 	"github.com/imgpipe/imgpipe/pkg/diskimage"
 	"github.com/imgpipe/imgpipe/pkg/oci"
+	"github.com/imgpipe/imgpipe/pkg/oci/ocitest"
 	"github.com/imgpipe/imgpipe/pkg/oci/registry"
 )
 
@@ -79,7 +78,7 @@ func TestKilledRegistryKeepsWhatItAcknowledged(t *testing.T) {
 	a := &acks{blobs: map[string]string{}, tags: map[string][]*asked{}}
 	rnd := rand.New(rand.NewPCG(7, uint64(rounds)))
 	for round := range rounds {
-		base, cmd := serveProcess(t, root)
+		base, process := serveProcess(t, root)
 		until := a.acked() + 5 + rnd.IntN(60)
 		reached := make(chan struct{})
 		var once sync.Once
@@ -95,11 +94,9 @@ func TestKilledRegistryKeepsWhatItAcknowledged(t *testing.T) {
 			})
 		}
 		<-reached
-		if err := cmd.Process.Kill(); err != nil {
-			t.Fatal(err)
-		}
+		process.Kill(t)
 		wg.Wait()
-		_ = cmd.Wait() // it was killed
+		_ = process.Wait() // it was killed
 		a.check(t, root)
 		if t.Failed() {
 			t.Fatalf("round %d", round)
@@ -109,26 +106,10 @@ func TestKilledRegistryKeepsWhatItAcknowledged(t *testing.T) {
 }
 
 // serveProcess serves root in a process of its own.
-func serveProcess(t testing.TB, root string) (base string, cmd *exec.Cmd) {
+func serveProcess(t testing.TB, root string) (base string, p *ocitest.Process) {
 	t.Helper()
-	cmd = exec.Command(os.Args[0], "-test.run=^TestServeForever$")
-	cmd.Env = append(os.Environ(), killHelper+"="+root)
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = cmd.Process.Kill() }) // it runs forever
-	lines := bufio.NewScanner(out)
-	for lines.Scan() {
-		if base, ok := strings.CutPrefix(lines.Text(), "serving "); ok {
-			return base, cmd
-		}
-	}
-	t.Fatal("the registry did not start")
-	return "", nil
+	p = ocitest.Start(t, "TestServeForever", killHelper+"="+root)
+	return p.After(t, "serving "), p
 }
 
 func (a *acks) acked() int {

@@ -101,8 +101,8 @@ func TestClean(t *testing.T) {
 }
 
 func TestErrorsHoldNoURL(t *testing.T) {
-	err := plain(&url.Error{Op: "Get", URL: "https://store.example/x?signature=secret", Err: &url.Error{URL: "https://secret", Err: errStalled}})
-	if err != errStalled {
+	err := plain(&url.Error{Op: "Get", URL: "https://store.example/x?signature=secret", Err: &url.Error{URL: "https://secret", Err: ErrStalled}})
+	if err != ErrStalled {
 		t.Error(err)
 	}
 }
@@ -114,7 +114,7 @@ func TestTransient(t *testing.T) {
 			t.Errorf("%d: %v", status, got)
 		}
 	}
-	if transient(&Error{Err: &url.Error{Err: errPlainHTTP}}) || transient(&Error{Err: &permanent{errStalled}}) || !transient(&Error{Err: errStalled}) {
+	if transient(&Error{Err: &url.Error{Err: errPlainHTTP}}) || transient(&Error{Err: &permanent{ErrStalled}}) || !transient(&Error{Err: ErrStalled}) {
 		t.Error("of causes")
 	}
 }

@@ -82,6 +82,25 @@ type Client struct {
 
 // New returns a client. It contacts nobody.
 func New(o Options) *Client {
+	o = o.withDefaults()
+	c := &Client{o: o, hosts: make(map[string]*host)}
+	if o.Transport == nil {
+		c.own = newTransport(o)
+		o.Transport = c.own
+	}
+	c.wire = &wire{rt: o.Transport, stall: o.Stall, plain: o.PlainHTTP, agent: o.UserAgent}
+	return c
+}
+
+// NewTransport returns a transport for what lies on a server that is no registry, also
+// over plain HTTP. It heeds RootCAs, Conns, Stall and UserAgent: a server that says
+// nothing for as long as Stall fails the request, or the next read of its body.
+func NewTransport(o Options) http.RoundTripper {
+	o = o.withDefaults()
+	return &wire{rt: newTransport(o), stall: o.Stall, plain: true, agent: o.UserAgent}
+}
+
+func (o Options) withDefaults() Options {
 	if o.Keychain == nil {
 		o.Keychain = authn.DefaultKeychain
 	}
@@ -103,13 +122,7 @@ func New(o Options) *Client {
 	if o.Notify == nil {
 		o.Notify = func(error) {}
 	}
-	c := &Client{o: o, hosts: make(map[string]*host)}
-	if o.Transport == nil {
-		c.own = newTransport(o)
-		o.Transport = c.own
-	}
-	c.wire = &wire{rt: o.Transport, stall: o.Stall, plain: o.PlainHTTP, agent: o.UserAgent}
-	return c
+	return o
 }
 
 func newTransport(o Options) *http.Transport {

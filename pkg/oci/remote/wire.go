@@ -12,10 +12,10 @@ import (
 	"time"
 )
 
-var (
-	errStalled   = errors.New("stalled")
-	errPlainHTTP = errors.New("plain HTTP is not allowed for a host that is not loopback")
-)
+// ErrStalled is of a server that said nothing for Options.Stall.
+var ErrStalled = errors.New("stalled")
+
+var errPlainHTTP = errors.New("plain HTTP is not allowed for a host that is not loopback")
 
 // leastProgress is how many bytes count as life: a body that drips fewer in
 // Options.Stall is given up like a silent one.
@@ -129,7 +129,7 @@ func (w *watch) fire() {
 // name replaces the error of the cancelled request.
 func (w *watch) name(err error) error {
 	if err != nil && w.fired.Load() {
-		return fmt.Errorf("%w: no progress for %v", errStalled, w.stall)
+		return fmt.Errorf("%w: no progress for %v", ErrStalled, w.stall)
 	}
 	return err
 }

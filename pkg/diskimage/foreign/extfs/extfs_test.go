@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/imgpipe/imgpipe/pkg/diskimage"
+	"github.com/imgpipe/imgpipe/pkg/diskimage/disktest"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/foreign/mapped"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/mkfs/ext4"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/tree"
@@ -98,26 +99,11 @@ func TestExtentsThatWereNeverWritten(t *testing.T) {
 	}
 }
 
-// everything reads all that a filesystem has, with bounds on what a file may claim.
+// everything reads all that a filesystem has.
 func everything(image []byte) {
-	fs, err := Open(bytes.NewReader(image))
-	if err != nil {
-		return
-	}
-	tr, err := fs.Tree()
-	if err != nil {
-		return
-	}
-	buf := make([]byte, 1<<16)
-	for e := range tr.All() {
-		if e.Inode.Data == nil {
-			continue
-		}
-		for _, x := range e.Inode.Data.Extents() {
-			if x.Validate(e.Inode.Data.Size()) != nil {
-				panic(fmt.Sprint(e.Path, x, " beyond the file"))
-			}
-			_, _ = e.Inode.Data.ReadAt(buf[:min(x.Len, int64(len(buf)))], x.Off) // an error is fine
+	if fs, err := Open(bytes.NewReader(image)); err == nil {
+		if tr, err := fs.Tree(); err == nil {
+			disktest.ReadAll(tr)
 		}
 	}
 }
@@ -131,38 +117,17 @@ func TestDamage(t *testing.T) {
 			used = append(used, i)
 		}
 	}
-	rnd := rand.New(rand.NewPCG(5, 6))
-	for range 1000 {
-		damaged := map[int]byte{}
-		for range 1 + rnd.IntN(4) {
-			i := used[rnd.IntN(len(used))]
-			if rnd.IntN(2) == 0 {
-				i = 1024 + rnd.IntN(256) // the superblock
-			}
-			i = min(i+rnd.IntN(4), len(image)-1)
-			if _, again := damaged[i]; !again {
-				damaged[i] = image[i]
-			}
-			image[i] = [...]byte{0, 0xff, image[i] ^ 1<<rnd.IntN(8), byte(rnd.Uint32())}[rnd.IntN(4)]
+	disktest.Damage(image, 1000, everything, func(rnd *rand.Rand) int {
+		if rnd.IntN(2) == 0 {
+			return min(1024+rnd.IntN(256)+rnd.IntN(4), len(image)-1) // the superblock
 		}
-		everything(image)
-		for i, b := range damaged {
-			image[i] = b
-		}
-	}
+		return min(used[rnd.IntN(len(used))]+rnd.IntN(4), len(image)-1)
+	})
 }
 
 func FuzzRead(f *testing.F) {
 	_, image := small(f)
-	f.Add([]byte{0x20, 4, 0, 0})
-	f.Fuzz(func(t *testing.T, patches []byte) { // offset (3 bytes), value
-		b := bytes.Clone(image)
-		for ; len(patches) >= 4; patches = patches[4:] {
-			at := int(patches[0]) | int(patches[1])<<8 | int(patches[2])<<16
-			b[at%len(b)] = patches[3]
-		}
-		everything(b)
-	})
+	disktest.FuzzPatches(f, image, everything, []byte{0x20, 4, 0, 0})
 }
 
 // TestHostileDirectories: a directory in itself, and a name twice.

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/imgpipe/imgpipe/pkg/diskimage"
+	"github.com/imgpipe/imgpipe/pkg/diskimage/disktest"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/foreign/mapped"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/mkfs/fat"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/tree"
@@ -202,21 +203,11 @@ func TestLongNamesBelongToTheirShortOnes(t *testing.T) {
 	}
 }
 
+// everything reads all that a filesystem has.
 func everything(image []byte) {
-	fs, err := Open(bytes.NewReader(image))
-	if err != nil {
-		return
-	}
-	tr, err := fs.Tree()
-	if err != nil {
-		return
-	}
-	buf := make([]byte, 1<<16)
-	for e := range tr.All() {
-		if e.Inode.Data != nil {
-			for _, x := range e.Inode.Data.Extents() {
-				_, _ = e.Inode.Data.ReadAt(buf[:min(x.Len, int64(len(buf)))], x.Off) // an error is fine
-			}
+	if fs, err := Open(bytes.NewReader(image)); err == nil {
+		if tr, err := fs.Tree(); err == nil {
+			disktest.ReadAll(tr)
 		}
 	}
 }
@@ -235,38 +226,17 @@ func TestDamage(t *testing.T) {
 				used = append(used, i)
 			}
 		}
-		rnd := rand.New(rand.NewPCG(5, 6))
-		for range 700 {
-			damaged := map[int]byte{}
-			for range 1 + rnd.IntN(4) {
-				i := used[rnd.IntN(len(used))]
-				if rnd.IntN(2) == 0 {
-					i = rnd.IntN(64)
-				}
-				if _, again := damaged[i]; !again {
-					damaged[i] = b[i]
-				}
-				b[i] = [...]byte{0, 0xff, b[i] ^ 1<<rnd.IntN(8), byte(rnd.Uint32())}[rnd.IntN(4)]
+		disktest.Damage(b, 700, everything, func(rnd *rand.Rand) int {
+			if rnd.IntN(2) == 0 {
+				return rnd.IntN(64)
 			}
-			everything(b)
-			for i, old := range damaged {
-				b[i] = old
-			}
-		}
+			return used[rnd.IntN(len(used))]
+		})
 	}
 }
 
 func FuzzRead(f *testing.F) {
-	b := image(f, random(f, 2), fat.FAT12, 2<<20, 512)
-	f.Add([]byte{13, 0, 0, 2})
-	f.Fuzz(func(t *testing.T, patches []byte) { // offset (3 bytes), value
-		b := bytes.Clone(b)
-		for ; len(patches) >= 4; patches = patches[4:] {
-			at := int(patches[0]) | int(patches[1])<<8 | int(patches[2])<<16
-			b[at%len(b)] = patches[3]
-		}
-		everything(b)
-	})
+	disktest.FuzzPatches(f, image(f, random(f, 2), fat.FAT12, 2<<20, 512), everything, []byte{13, 0, 0, 2})
 }
 
 // TestClustersAreOnceInUse: a chain that loops, one that ends early, one that leaves.

@@ -4,20 +4,18 @@ import (
 	"bytes"
 	"encoding/binary"
 	"errors"
-	"io"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
-	"testing/iotest"
 	"time"
 
 	"github.com/imgpipe/imgpipe/pkg/diskimage"
+	"github.com/imgpipe/imgpipe/pkg/diskimage/disktest"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/mkfs/erofs"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/tree"
-	"github.com/imgpipe/imgpipe/pkg/internal/disktest"
 )
 
 var (
@@ -192,26 +190,6 @@ func TestRefusals(t *testing.T) {
 	}
 }
 
-type errReader struct{ err error }
-
-func (r errReader) ReadAt([]byte, int64) (int, error) { return iotest.ErrReader(r.err).Read(nil) }
-
-// Contents that cannot be read, or are shorter than they said, are errors that name the file.
 func TestReadErrors(t *testing.T) {
-	broken := errors.New("broken")
-	for _, c := range []struct {
-		data diskimage.Disk
-		want error
-	}{
-		{diskimage.Section(errReader{broken}, 0, 1<<21), broken},
-		{diskimage.Section(strings.NewReader("short"), 0, 1<<21), io.ErrUnexpectedEOF},
-	} {
-		tr := tree.New()
-		put(t, tr, "/etc/file", &tree.Inode{Data: c.data})
-		fs := mustNew(t, tr, options)
-		_, err := fs.ReadAt(make([]byte, fs.Size()), 0)
-		if !errors.Is(err, c.want) || !strings.Contains(err.Error(), `"/etc/file"`) {
-			t.Errorf("%v, want %v", err, c.want)
-		}
-	}
+	disktest.ReadErrors(t, func(tr *tree.Tree) diskimage.Disk { return mustNew(t, tr, options) })
 }

@@ -5,7 +5,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/imgpipe/imgpipe/pkg/internal/disktest"
+	"github.com/imgpipe/imgpipe/pkg/diskimage/disktest"
 )
 
 // TestKernelJudges compares every attribute of every file with the tree's.

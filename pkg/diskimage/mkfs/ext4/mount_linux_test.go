@@ -12,8 +12,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/imgpipe/imgpipe/pkg/diskimage"
+	"github.com/imgpipe/imgpipe/pkg/diskimage/disktest"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/tree"
-	"github.com/imgpipe/imgpipe/pkg/internal/disktest"
 )
 
 // compare mounts an image and compares every attribute of every file with the tree's.

@@ -11,7 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/imgpipe/imgpipe/pkg/diskimage"
-	"github.com/imgpipe/imgpipe/pkg/internal/disktest"
+	"github.com/imgpipe/imgpipe/pkg/diskimage/disktest"
 )
 
 func TestFeatures(t *testing.T) {

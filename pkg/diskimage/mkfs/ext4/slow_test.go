@@ -6,8 +6,8 @@ import (
 	"fmt"
 	"testing"
 
+	"github.com/imgpipe/imgpipe/pkg/diskimage/disktest"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/tree"
-	"github.com/imgpipe/imgpipe/pkg/internal/disktest"
 )
 
 // More than 65,000 subdirectories are too many for a link count: it is 1 (dir_nlink).

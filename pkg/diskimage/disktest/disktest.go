@@ -1,5 +1,6 @@
 // Package disktest is what tests of disks and filesystems share: files of disks, the
-// tools and the kernel that judge them, and loop devices. Only tests link it.
+// tools and the kernel that judge them, loop devices, and a tree with a shell. Only
+// tests link it.
 //
 //	image := disktest.Save(t, fs)
 //	disktest.Tool(t, "e2fsck", "-fn", image)
@@ -14,6 +15,7 @@ package disktest
 
 import (
 	"bytes"
+	"errors"
 	"io"
 	"math/rand/v2"
 	"os"
@@ -24,6 +26,7 @@ import (
 	"testing"
 
 	"github.com/imgpipe/imgpipe/pkg/diskimage"
+	"github.com/imgpipe/imgpipe/pkg/diskimage/tree"
 )
 
 // Save writes a disk to a file, sparsely.
@@ -111,5 +114,32 @@ func ReadAnywhere(t *testing.T, d diskimage.Disk) {
 	}
 	if _, err := d.ReadAt(make([]byte, 1), -1); err == nil {
 		t.Error("no error at a negative offset")
+	}
+}
+
+type errReader struct{ error }
+
+func (r errReader) ReadAt([]byte, int64) (int, error) { return 0, r.error }
+
+// ReadErrors checks that contents which cannot be read, or are shorter than they said,
+// are errors of a filesystem that name the file.
+func ReadErrors(t *testing.T, make1 func(*tree.Tree) diskimage.Disk) {
+	t.Helper()
+	broken := errors.New("broken")
+	for _, c := range []struct {
+		data diskimage.Disk
+		want error
+	}{
+		{diskimage.Section(errReader{broken}, 0, 1<<21), broken},
+		{diskimage.Section(strings.NewReader("short"), 0, 1<<21), io.ErrUnexpectedEOF},
+	} {
+		tr := tree.New()
+		if err := tr.Put("/etc/file", &tree.Inode{Mode: 0o644, Data: c.data}); err != nil {
+			t.Fatal(err)
+		}
+		fs := make1(tr)
+		if _, err := fs.ReadAt(make([]byte, fs.Size()), 0); !errors.Is(err, c.want) || !strings.Contains(err.Error(), `"/etc/file"`) {
+			t.Errorf("%v, want %v", err, c.want)
+		}
 	}
 }
