@@ -21,7 +21,6 @@ import (
 // bytes. Then it boots both, and lets other clients choose by platform. Minutes.
 func TestBootsMultiArch(t *testing.T) {
 	h := newHouse(t)
-	soak(t)
 	for _, arch := range []string{"amd64", "arm64"} {
 		if _, err := qemu.Find(arch); err != nil {
 			t.Skip(err)

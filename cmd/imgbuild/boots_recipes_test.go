@@ -12,6 +12,7 @@ func TestBootsRecipes(t *testing.T) {
 	for name, more := range map[string]func(h *house, ref string){
 		"debian-minimal":  nil,
 		"edge":            nil, // TestBootsSlots has its updates
+		"edge-sealed":     nil, // and TestBootsSealedSlots those of this one
 		"kubernetes-node": (*house).isNode,
 	} {
 		t.Run(name, func(t *testing.T) {

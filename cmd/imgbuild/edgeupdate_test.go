@@ -65,6 +65,7 @@ func newEdgeDisk(t *testing.T, sealed bool) *edgeDisk {
 	d.write("efi/EFI/Linux/edge_1.efi", "uki 1")
 	d.write("efi/EFI/Linux/edge_0+0-3.efi", "uki 0")
 	d.write("bin/findmnt", map[bool]string{false: "#!/bin/sh\necho '  8:0  '\n", true: "#!/bin/sh\necho '  8:1  '\n"}[sealed])
+	d.write("bin/blockdev", "#!/bin/sh\n[ \"$1 $#\" = '--flushbufs 2' ] && [ -e \"$2\" ]\n")
 	t.Setenv("PATH", filepath.Join(d.dir, "bin")+":"+os.Getenv("PATH"))
 	b, err := os.ReadFile("../../recipes/edge/edge-update")
 	if err != nil {
@@ -166,6 +167,20 @@ func TestEdgeUpdate(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// A disk that loses what it was given keeps the release that runs, and what is half there
+// does not boot.
+func TestEdgeUpdateReadsBack(t *testing.T) {
+	d := newEdgeDisk(t, false)
+	d.write("bin/blockdev", "#!/bin/sh\nprintf X >\"$2\"\n") // what the disk has after all
+	out, err := d.update(map[string]string{"edge_2.root.raw": "new", "edge_2.efi": "uki"})
+	if err == nil || !strings.Contains(out, "vda3 does not hold what was written; 1 stays what boots") {
+		t.Errorf("%v\n%s", err, out)
+	}
+	if state := d.state(); !strings.Contains(state, " edge_1\n") || !strings.Contains(state, " _empty\n") || !strings.HasSuffix(state, "vda5: old\nedge_1.efi\n") {
+		t.Errorf("state\n%s", state)
 	}
 }
 
