@@ -2,11 +2,9 @@ package build
 
 import (
 	"bytes"
-	"compress/gzip"
 	"context"
 	"encoding/json"
 	"errors"
-	"io"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -15,6 +13,7 @@ import (
 	"testing"
 
 	"github.com/imgpipe/imgpipe/pkg/diskimage"
+	"github.com/imgpipe/imgpipe/pkg/diskimage/disktest"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/evidence"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/initramfs/initprogram"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/packages"
@@ -183,19 +182,7 @@ func TestASourceThatChangedIsNotVouchedFor(t *testing.T) {
 
 // A file is dpkg's package's, else RPM's.
 func TestOwnersOfRPM(t *testing.T) {
-	f, err := os.Open("../rpmdb/testdata/Packages.db.gz")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	z, err := gzip.NewReader(f)
-	if err != nil {
-		t.Fatal(err)
-	}
-	b, err := io.ReadAll(z)
-	if err != nil {
-		t.Fatal(err)
-	}
+	b := disktest.Gunzip(t, "../rpmdb/testdata/Packages.db.gz")
 	for _, damaged := range []bool{false, true} {
 		root := tree.New()
 		for p, content := range map[string][]byte{"/usr/lib/sysimage/rpm/Packages.db": b, "/var/lib/dpkg/info/good.list": []byte("/usr/bin/good\n/usr/bin/fixture\n")} {

@@ -2,14 +2,13 @@ package content_test
 
 import (
 	"bytes"
-	"compress/gzip"
 	"io"
-	"os"
 	"strings"
 	"testing"
 
 	"github.com/imgpipe/imgpipe/pkg/diskimage"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/content"
+	"github.com/imgpipe/imgpipe/pkg/diskimage/disktest"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/mkfs/ext4"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/tree"
 )
@@ -19,18 +18,7 @@ func rpmRoot(t *testing.T, part int) *content.View {
 	t.Helper()
 	files := map[string][]byte{}
 	for _, name := range []string{"log.sqlite", "log.sqlite-wal"} {
-		f, err := os.Open("../rpmdb/testdata/" + name + ".gz")
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer f.Close()
-		z, err := gzip.NewReader(f)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if files[name], err = io.ReadAll(z); err != nil {
-			t.Fatal(err)
-		}
+		files[name] = disktest.Gunzip(t, "../rpmdb/testdata/"+name+".gz")
 	}
 	root := tree.New()
 	db := files["log.sqlite"]

@@ -1,30 +1,16 @@
 package evidence
 
 import (
-	"compress/gzip"
-	"io"
-	"os"
 	"strings"
 	"testing"
+
+	"github.com/imgpipe/imgpipe/pkg/diskimage/disktest"
 )
 
 // rpmDatabase is a fixture of pkg/diskimage/rpmdb.
 func rpmDatabase(t testing.TB, name string) string {
 	t.Helper()
-	f, err := os.Open("../rpmdb/testdata/" + name + ".gz")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	z, err := gzip.NewReader(f)
-	if err != nil {
-		t.Fatal(err)
-	}
-	b, err := io.ReadAll(z)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return string(b)
+	return string(disktest.Gunzip(t, "../rpmdb/testdata/"+name+".gz"))
 }
 
 const fedora = "ID=fedora\nVERSION_ID=41\nPRETTY_NAME=\"Fedora Linux 41\"\n"

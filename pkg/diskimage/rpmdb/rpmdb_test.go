@@ -2,16 +2,15 @@ package rpmdb_test
 
 import (
 	"bytes"
-	"compress/gzip"
 	"encoding/binary"
 	"fmt"
-	"io"
 	"os"
 	"slices"
 	"strings"
 	"testing"
 
 	"github.com/imgpipe/imgpipe/pkg/diskimage"
+	"github.com/imgpipe/imgpipe/pkg/diskimage/disktest"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/rpmdb"
 	"github.com/imgpipe/imgpipe/pkg/diskimage/tree"
 )
@@ -19,20 +18,7 @@ import (
 // stored reads a file of testdata, which are compressed.
 func stored(t testing.TB, name string) []byte {
 	t.Helper()
-	f, err := os.Open("testdata/" + name + ".gz")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	z, err := gzip.NewReader(f)
-	if err != nil {
-		t.Fatal(err)
-	}
-	b, err := io.ReadAll(z)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return b
+	return disktest.Gunzip(t, "testdata/"+name+".gz")
 }
 
 // newTree is a tree of files; "-> TARGET" is a symbolic link.
