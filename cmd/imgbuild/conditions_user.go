@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"syscall"
 
@@ -78,7 +77,7 @@ func (k *conditions) ownEtc() error {
 	if err := k.accounts(upper); err != nil {
 		return err
 	}
-	below, err := openMounts("/etc")
+	below, err := openMounts("/etc", upper)
 	if err != nil {
 		return err
 	}
@@ -124,11 +123,8 @@ func (k *conditions) accounts(dir string) error {
 	return nil
 }
 
-// accountFiles of /etc are the user's own.
-var accountFiles = []string{"/etc/passwd", "/etc/group", "/etc/subuid", "/etc/subgid"}
-
-// openMounts opens what is mounted below a folder, but for the files of accounts.
-func openMounts(dir string) (out []*os.File, err error) {
+// openMounts opens what is mounted below a folder, but for what the folder own has.
+func openMounts(dir, own string) (out []*os.File, err error) {
 	defer func() {
 		if err != nil {
 			for _, f := range out {
@@ -147,7 +143,8 @@ func openMounts(dir string) (out []*os.File, err error) {
 			continue
 		}
 		name := octal.Replace(f[4]) // proc(5): the fifth field is the mount point
-		if !strings.HasPrefix(name, dir+"/") || slices.Contains(accountFiles, name) {
+		below, ok := strings.CutPrefix(name, dir+"/")
+		if _, err := os.Lstat(filepath.Join(own, below)); !ok || err == nil {
 			continue
 		}
 		fd, err := unix.Open(name, unix.O_PATH|unix.O_CLOEXEC, 0)
